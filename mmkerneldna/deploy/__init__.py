@@ -1,0 +1,1 @@
+"""Bake, fold, compile and export."""

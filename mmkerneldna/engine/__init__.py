@@ -1,0 +1,1 @@
+"""Hooks and run-time pieces on top of mmengine."""

@@ -1,0 +1,1 @@
+"""Convolution layers, one paper idea per file."""
