@@ -1,0 +1,198 @@
+"""Convolutions whose kernel differs from sample to sample: the one place where every dynamic layer computes them.
+
+Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts, H W input size.
+
+Two functions are meant for the layers:
+
+``per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)``
+    every sample has its own kernel, ``weight`` (N, C_out, C_in/g, k, k);
+``mixture_conv2d(x, attention, experts, bias=None, ...)``
+    the kernel of a sample is a mixture of n static ones, ``attention`` (N, n), ``experts`` (n, C_out, C_in/g, k, k).
+
+Both give the same numbers whichever way they are computed, and pick the way (``select_per_sample``,
+``select_mixture``) that was the fastest when measured with ``tools/benchmark_per_sample.py``:
+
+============  ====================================================================  =======================
+strategy      what it does                                                          exact for
+============  ====================================================================  =======================
+``plain``     one conv2d with the only kernel there is                              N = 1
+``matmul``    a batched matrix product                                              1x1 kernels, no padding
+``loop``      one conv2d per sample                                                 everything
+``grouped``   folds the batch into the groups of one conv2d                         everything
+``outputs``   convolves with all n experts and mixes the outputs                    mixtures
+============  ====================================================================  =======================
+
+All of them follow autocast (the kernel is cast with the input) and return the memory format they were given.
+"""
+from typing import Optional, Sequence, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = Union[int, Sequence[int]]
+PaddingLike = Union[int, Sequence[int], str]
+
+
+def per_sample_conv2d(x: Tensor,
+                      weight: Tensor,
+                      bias: Optional[Tensor] = None,
+                      stride: Pair = 1,
+                      padding: PaddingLike = 0,
+                      dilation: Pair = 1,
+                      groups: int = 1,
+                      strategy: Optional[str] = None) -> Tensor:
+    """Convolve every sample with its own kernel.
+
+    Args:
+        x: (N, C_in, H, W).
+        weight: (N, C_out, C_in/groups, k, k).
+        bias: None, (C_out,) or (N, C_out).
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        strategy: one of ``PER_SAMPLE``; None lets ``select_per_sample`` choose.
+
+    Returns:
+        (N, C_out, H', W').
+
+    Raises:
+        ValueError: the batch of ``x`` and ``weight`` differ, or the strategy is unknown or cannot do this case.
+    """
+    if weight.dim() != 5 or weight.shape[0] != x.shape[0]:
+        raise ValueError(f'per_sample_conv2d needs one kernel per sample: x has a batch of {x.shape[0]}, '
+                         f'weight has the shape {tuple(weight.shape)}, expected ({x.shape[0]}, C_out, C_in/g, k, k)')
+    if strategy is None:
+        strategy = select_per_sample(x, weight, stride, padding, groups)
+    compute = _lookup(PER_SAMPLE, strategy)
+    y = compute(x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _add_bias(y, bias)
+
+
+def mixture_conv2d(x: Tensor,
+                   attention: Tensor,
+                   experts: Tensor,
+                   bias: Optional[Tensor] = None,
+                   stride: Pair = 1,
+                   padding: PaddingLike = 0,
+                   dilation: Pair = 1,
+                   groups: int = 1,
+                   strategy: Optional[str] = None) -> Tensor:
+    """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``.
+
+    Args:
+        x: (N, C_in, H, W).
+        attention: (N, n) mixing weights; they need not sum to one.
+        experts: (n, C_out, C_in/groups, k, k).
+        bias: None, (C_out,) or (N, C_out); not mixed here.
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        strategy: ``'outputs'`` or one of ``PER_SAMPLE``; None lets ``select_mixture`` choose.
+
+    Returns:
+        (N, C_out, H', W').
+
+    Raises:
+        ValueError: the shapes do not fit, or the strategy is unknown or cannot do this case.
+    """
+    if tuple(attention.shape) != (x.shape[0], experts.shape[0]):
+        raise ValueError(f'mixture_conv2d needs an attention of shape ({x.shape[0]}, {experts.shape[0]}) '
+                         f'(batch, experts), got {tuple(attention.shape)}')
+    if strategy is None:
+        strategy = select_mixture(x, experts, stride, padding, groups)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if strategy == 'outputs':
+        return _add_bias(_mix_outputs(x, attention, experts, **geometry), bias)
+    return per_sample_conv2d(x, mix_kernels(attention, experts), bias, strategy=strategy, **geometry)
+
+
+def mix_kernels(attention: Tensor, experts: Tensor) -> Tensor:
+    """Mix n kernels per sample: (N, n), (n, C_out, C_in/g, k, k) -> (N, C_out, C_in/g, k, k).
+
+    One matrix product. The broadcast form ``(attention * experts).sum(1)`` writes N * n kernels first: 1.2 GB for one
+    512-channel layer with 4 experts at batch 32.
+    """
+    return torch.mm(attention.to(experts.dtype), experts.flatten(1)).unflatten(1, experts.shape[1:])
+
+
+def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: PaddingLike = 0, groups: int = 1) -> str:
+    """Name the strategy for ``per_sample_conv2d``."""
+    if x.shape[0] == 1:
+        return 'plain'
+    if _is_pointwise(weight, padding) and groups == 1:
+        return 'matmul'
+    return 'grouped' if x.is_cuda else 'loop'
+
+
+def select_mixture(x: Tensor, experts: Tensor, stride: Pair = 1, padding: PaddingLike = 0, groups: int = 1) -> str:
+    """Name the strategy for ``mixture_conv2d``."""
+    return select_per_sample(x, experts, stride, padding, groups)
+
+
+def _plain(x, weight, **geometry):
+    if x.shape[0] != 1:
+        raise ValueError(f"strategy 'plain' is for a batch of one, got {x.shape[0]}; use 'loop' or 'grouped'")
+    return F.conv2d(x, weight[0], **geometry)
+
+
+def _loop(x, weight, **geometry):
+    # split, not x[i]: the pieces keep their batch dimension and so their memory format
+    return torch.cat([F.conv2d(sample, kernel, **geometry) for sample, kernel in zip(x.split(1), weight)])
+
+
+def _grouped(x, weight, groups, **geometry):
+    batch, channels, height, width = x.shape
+    y = F.conv2d(x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), groups=batch * groups, **geometry)
+    y = y.view(batch, -1, *y.shape[-2:])
+    return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
+
+
+def _matmul(x, weight, stride, padding, dilation, groups):
+    if not _is_pointwise(weight, padding):
+        raise ValueError(f"strategy 'matmul' is for 1x1 kernels without padding, got a kernel of "
+                         f"{tuple(weight.shape[-2:])} with padding {padding}; use 'loop' or 'grouped'")
+    step_h, step_w = _pair(stride)
+    x = x[:, :, ::step_h, ::step_w]
+    batch, channels, height, width = x.shape
+    kernel = weight.reshape(batch * groups, -1, channels // groups)
+    if _is_channels_last(x) and groups == 1:
+        # (N, HW, C) is how the pixels lie in memory: no copy of x, and the output is channels_last again
+        y = torch.bmm(x.permute(0, 2, 3, 1).reshape(batch, height * width, channels), kernel.transpose(1, 2))
+        return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    y = torch.bmm(kernel, x.reshape(batch * groups, channels // groups, height * width))
+    return y.view(batch, -1, height, width)
+
+
+def _mix_outputs(x, attention, experts, groups, **geometry):
+    count, out_channels = experts.shape[:2]
+    if groups == 1:
+        y = F.conv2d(x, experts.flatten(0, 1), **geometry)
+        y = y.unflatten(1, (count, out_channels))
+        return torch.einsum('nk,nkchw->nchw', attention.to(y.dtype), y)
+    parts = (F.conv2d(x, kernel, groups=groups, **geometry) for kernel in experts)
+    return sum(part * weight.to(part.dtype)[:, None, None, None] for part, weight in zip(parts, attention.t()))
+
+
+#: the strategies that take a kernel per sample
+PER_SAMPLE = dict(plain=_plain, loop=_loop, grouped=_grouped, matmul=_matmul)
+
+
+def _lookup(table, strategy):
+    if strategy not in table:
+        raise ValueError(f'unknown strategy {strategy!r}; expected one of {sorted(table)}')
+    return table[strategy]
+
+
+def _add_bias(y, bias):
+    if bias is None:
+        return y
+    return y + bias.to(y.dtype).view(-1, y.shape[1], 1, 1)
+
+
+def _is_pointwise(weight, padding):
+    return tuple(weight.shape[-2:]) == (1, 1) and padding in (0, (0, 0), [0, 0], 'valid', 'same')
+
+
+def _is_channels_last(x):
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
