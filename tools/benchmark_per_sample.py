@@ -1,0 +1,100 @@
+"""Time every strategy of ``mmkerneldna.layers.per_sample`` on the conv shapes of ResNets and MobileNetV2.
+
+The rules in ``select_per_sample`` and ``select_mixture`` are read off this table.
+
+    python tools/benchmark_per_sample.py                       # batches 2, 8, 32 at the sizes of a 224 input
+    python tools/benchmark_per_sample.py --batches 2 --scale 3  # three times the side: a detector's feature maps
+"""
+import argparse
+import statistics
+import time
+from typing import Callable, Dict, List
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmkerneldna.layers.per_sample import PER_SAMPLE, mixture_conv2d, select_mixture
+
+# (in_channels, out_channels, kernel, stride, groups, side at a 224 input)
+SHAPES = [
+    (64, 64, 3, 1, 1, 56), (128, 128, 3, 1, 1, 28), (256, 256, 3, 1, 1, 14), (512, 512, 3, 1, 1, 7),
+    (128, 256, 3, 2, 1, 28), (64, 256, 1, 1, 1, 56), (256, 64, 1, 1, 1, 56), (1024, 256, 1, 1, 1, 14),
+    (512, 2048, 1, 1, 1, 7), (256, 256, 3, 1, 32, 14), (96, 96, 3, 2, 96, 112), (384, 384, 3, 1, 384, 14),
+]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--batches', type=int, nargs='+', default=[2, 8, 32])
+    parser.add_argument('--scale', type=float, default=1.0, help='multiplies the side of every feature map')
+    parser.add_argument('--num-experts', type=int, default=4)
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--backward', action='store_true', help='time forward and backward')
+    return parser.parse_args()
+
+
+def make_case(shape, batch: int, args: argparse.Namespace) -> Dict[str, torch.Tensor]:
+    in_channels, out_channels, kernel, _, groups, side = shape
+    side = max(1, round(side * args.scale))
+    x = torch.randn(batch, in_channels, side, side, device=args.device, requires_grad=args.backward)
+    if args.channels_last:
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(args.backward)
+    experts = torch.randn(args.num_experts, out_channels, in_channels // groups, kernel, kernel, device=args.device)
+    attention = torch.rand(batch, args.num_experts, device=args.device)
+    return dict(x=x, attention=attention, experts=experts.requires_grad_(args.backward))
+
+
+def measure(calls: Dict[str, Callable], repeats: int, cuda: bool) -> Dict[str, float]:
+    """Median milliseconds of each call, the calls interleaved so that drift of the machine hits all alike."""
+    times: Dict[str, List[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            torch.cuda.synchronize() if cuda else None
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize() if cuda else None
+            if repeat:  # the first round warms up
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def make_call(case, geometry, strategy: str, backward: bool) -> Callable:
+    def forward():
+        return mixture_conv2d(**case, **geometry, strategy=strategy)
+
+    return (lambda: forward().sum().backward()) if backward else forward
+
+
+def time_shape(shape, batch: int, args: argparse.Namespace):
+    _, _, kernel, stride, groups, _ = shape
+    case = make_case(shape, batch, args)
+    geometry = dict(stride=stride, padding=kernel // 2, groups=groups)
+    names = [name for name in (*PER_SAMPLE, 'outputs')
+             if (name != 'plain' or batch == 1) and (name != 'matmul' or kernel == 1)]
+    calls = {name: make_call(case, geometry, name, args.backward) for name in names}
+    with torch.set_grad_enabled(args.backward):
+        chosen = select_mixture(case['x'], case['experts'], stride, kernel // 2, groups)
+        return measure(calls, args.repeats, args.device != 'cpu'), chosen
+
+
+def main() -> None:
+    args = parse_args()
+    columns = (*PER_SAMPLE, 'outputs')
+    table = Table(*('shape (in-out k stride groups side)', 'batch', *columns, 'fastest', 'chosen', 'chosen / fastest'),
+                  title=f'{args.num_experts} experts, {"forward+backward" if args.backward else "forward"}, '
+                  f'{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, median ms')
+    for shape in SHAPES:
+        for batch in args.batches:
+            times, chosen = time_shape(shape, batch, args)
+            fastest = min(times, key=times.get)
+            table.add_row('{}-{} k{} s{} g{} {}'.format(*shape), str(batch),
+                          *(f'{times[name]:.2f}' if name in times else '-' for name in columns),
+                          fastest, chosen, f'{times[chosen] / times[fastest]:.2f}')
+    Console(width=150).print(table)
+
+
+if __name__ == '__main__':
+    main()
