@@ -1,0 +1,48 @@
+"""Freezing in a net whose kernels are shared: stages freeze, adapters don't, and a kernel follows its owner."""
+from typing import Dict, Iterator, Sequence, Tuple
+
+from torch import nn
+
+from ..layers import ChildConv2d
+from ..sharing import SharingPlan, SharingPlanError
+
+
+def child_convs(module: nn.Module) -> Iterator[Tuple[str, ChildConv2d]]:
+    """(path, child conv) of every child in ``module``."""
+    return ((path, m) for path, m in module.named_modules() if isinstance(m, ChildConv2d))
+
+
+def check_frozen_parents(plan: SharingPlan, frozen: Sequence[str]) -> None:
+    """Refuse a plan in which a live stage borrows from a frozen one.
+
+    Args:
+        plan (SharingPlan): paths relative to the backbone.
+        frozen (Sequence[str]): names of the frozen stages, e.g. ``['layer1']``.
+
+    Raises:
+        SharingPlanError: names the pair and the ways out.
+    """
+    for child, parent in plan.children.items():
+        if parent.split('.')[0] in frozen and child.split('.')[0] not in frozen:
+            raise SharingPlanError(
+                f"plan '{plan.name}': {child} would borrow a kernel that frozen_stages freezes ({parent}); lower "
+                'frozen_stages, share within a stage, or say allow_frozen_parent=True')
+
+
+def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: bool, norm_eval: bool) -> None:
+    """Put right what freezing whole stages does to shared kernels.
+
+    A borrowed kernel is frozen if and only if its parent's stage is, and gates and modulations of frozen stages stay
+    trainable (gate norms in training mode too, unless ``norm_eval``) unless ``freeze_adapters``.
+    """
+    stages: Dict[int, str] = {id(m): path.split('.')[0] for path, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    for path, child in child_convs(module):
+        if path.split('.')[0] not in frozen:
+            continue
+        parent = child._parent[0]
+        if child.tied and stages[id(parent)] not in frozen:
+            parent.weight.requires_grad = True
+        if not freeze_adapters:
+            for parameter in child.adapter_parameters():
+                parameter.requires_grad = True
+            child.gate.train(module.training and not norm_eval)

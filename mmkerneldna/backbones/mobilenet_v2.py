@@ -1,0 +1,90 @@
+"""KernelDNA MobileNetV2: the upstream net of any width and a sharing plan.
+
+KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
+"""
+from typing import Optional, Sequence
+
+from mmdet.models.backbones.mobilenet_v2 import MobileNetV2
+from mmengine.registry import MODELS
+
+from ..sharing import share_kernels
+from ..sharing.share import PlanLike, resolve_plan
+from .adapters import check_frozen_parents, thaw_adapters
+
+
+@MODELS.register_module()
+class KDNAMobileNetV2(MobileNetV2):
+    """MobileNetV2 whose 32-, 64-, 96- and 160-channel stages share their 1x1 kernels.
+
+    In those stages every block but the first and the last borrows the expand conv (gate reduction 4) and the project conv
+    (reduction 24) of the stage's last block; depthwise convs stay its own (paper; fact of the released code).
+
+    Takes every argument of mmdet's MobileNetV2, and mmseg's ``strides`` and ``dilations``. The last 1x1 conv
+    (``conv2``, 1280 channels) is built only if level 7 is among ``out_indices``: mmseg's heads don't read it, and
+    parameters without a gradient stop distributed training.
+
+    Args:
+        widen_factor (float): width multiplier.
+        sharing: ``'default'`` for the paper's plan, ``None`` for the static net, or any plan that
+            :func:`mmkerneldna.sharing.share_kernels` takes, paths relative to the backbone.
+        gate_cfg (dict, optional): ``norm_cfg`` and ``reduction`` of the input gates.
+        freeze_adapters (bool): let ``frozen_stages`` freeze gates and modulations as well.
+        allow_frozen_parent (bool): accept a child in a live stage whose parent is frozen.
+        strides (Sequence[int], optional): of the first block of each of the 7 stages. Defaults to upstream's.
+        dilations (Sequence[int], optional): of the depthwise conv of each stage's first block, as in mmseg.
+        **kwargs: of the upstream MobileNetV2.
+
+    Raises:
+        ValueError: strides or dilations that are not 7 numbers.
+        SharingPlanError: a plan that does not fit, or a frozen parent of a live child.
+    """
+
+    def __init__(self,
+                 widen_factor: float = 1.0,
+                 sharing: Optional[PlanLike] = 'default',
+                 gate_cfg: Optional[dict] = None,
+                 freeze_adapters: bool = False,
+                 allow_frozen_parent: bool = False,
+                 strides: Optional[Sequence[int]] = None,
+                 dilations: Optional[Sequence[int]] = None,
+                 **kwargs) -> None:
+        if strides is not None:
+            # Read by the upstream constructor, hence before it.
+            self.arch_settings = [[*row[:3], s] for row, s in zip(self.arch_settings, self._seven('strides', strides))]
+        super().__init__(widen_factor, **kwargs)
+        self._dilate(self._seven('dilations', dilations or (1, ) * 7))
+        if 7 not in self.out_indices:
+            del self.conv2
+            self.layers.remove('conv2')
+        self.freeze_adapters = freeze_adapters
+        if sharing is not None:
+            plan = resolve_plan(self, 'mobilenet_v2' if sharing == 'default' else sharing)
+            if not allow_frozen_parent:
+                check_frozen_parents(plan, self._frozen_names())
+            share_kernels(self, plan, gate_cfg)
+        self._freeze_stages()
+
+    @staticmethod
+    def _seven(name: str, values: Sequence[int]) -> Sequence[int]:
+        if len(values) != 7:
+            raise ValueError(f'{name}={tuple(values)} must hold one number for each of the 7 stages')
+        return values
+
+    def _dilate(self, dilations: Sequence[int]) -> None:
+        for i, dilation in enumerate(dilations):
+            conv = getattr(self, f'layer{i + 1}')[0].depthwise_conv.conv
+            conv.dilation, conv.padding = (dilation, dilation), (dilation, dilation)
+
+    def _frozen_names(self):
+        return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages == 7 and 'conv2' not in self.layers:
+            raise ValueError('frozen_stages=7 freezes conv2, which is not built without level 7 in out_indices')
+        super()._freeze_stages()
+        thaw_adapters(self, self._frozen_names(), getattr(self, 'freeze_adapters', False), self.norm_eval)
+
+    def train(self, mode: bool = True):
+        """As upstream's, but returns the module, as ``nn.Module.train`` does."""
+        super().train(mode)
+        return self

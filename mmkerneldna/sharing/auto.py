@@ -1,0 +1,120 @@
+"""The automatic policy: a sharing plan for any module."""
+import re
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
+from torch import nn
+
+from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
+
+# Exactly these: a subclass with a forward of its own (deformable, weight-standardised, dynamic) has more than a kernel.
+PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
+
+
+def is_plain_conv(module: nn.Module) -> bool:
+    """Whether ``module`` is a convolution that is nothing but its kernel, and so may take part in sharing."""
+    return type(module) in PLAIN_CONVS
+
+
+def auto_plan(module: nn.Module,
+              pattern: str = 'FS',
+              stages: Optional[Sequence[str]] = None,
+              kernel_sizes: Sequence[int] = (3, ),
+              min_kernel_params: int = 8192,
+              reduction: int = 4,
+              across_stages: bool = False) -> SharingPlan:
+    """Make a plan for any module.
+
+    Convs of one stage with the same kernel shape and groups form a group, in order of definition. ``pattern`` is laid
+    over each group: ``F`` keeps a full kernel of its own, ``S`` shares: it borrows from the next ``F``, or from the last
+    one where none follows. A kernel whose adapter would cost as much as it saves is left alone.
+
+    Args:
+        module (nn.Module): backbone, neck, head or whole model.
+        pattern (str): letters F and S, repeated as needed; one letter may carry a ``*`` to fill the group: ``'S*F'`` all
+            borrow from the last conv, ``'FS*F'`` all but the first (the paper's MobileNetV2).
+        stages (Sequence[str], optional): path prefixes to look into, e.g. ``('layer3', 'layer4')``. Defaults to all.
+        kernel_sizes (Sequence[int]): kernel sizes to share, square. Defaults to 3x3.
+        min_kernel_params (int): smallest kernel worth sharing, in parameters.
+        reduction (int): of the input gates.
+        across_stages (bool): let convs of different stages share.
+
+    Returns:
+        SharingPlan: named ``auto``.
+
+    Raises:
+        SharingPlanError: a malformed pattern, a stage that no path begins with, or nothing to share.
+    """
+    _check_pattern(pattern)
+    _check_stages(module, stages)
+    borrowings: List[Borrowing] = []
+    groups = _groups(module, stages, kernel_sizes, min_kernel_params, across_stages)
+    for paths in groups.values():
+        pairs = _borrow_within(paths, _expand(pattern, len(paths)))
+        borrowings += [Borrowing(c, p, reduction) for c, p in pairs if _worth(module.get_submodule(c), reduction)]
+    if not borrowings:
+        raise SharingPlanError(
+            f'the automatic policy finds nothing to share in {type(module).__name__} (pattern={pattern!r}, '
+            f'stages={stages}, kernel_sizes={tuple(kernel_sizes)}, min_kernel_params={min_kernel_params}): '
+            'it needs two convs with the same kernel shape and groups in one stage; try other kernel_sizes, a lower '
+            'min_kernel_params, a larger reduction or across_stages=True')
+    return SharingPlan(tuple(borrowings), 'auto')
+
+
+def stage_of(path: str) -> str:
+    """Path up to its first index: ``'backbone.layer3.0.conv2'`` -> ``'backbone.layer3'``."""
+    return re.split(r'\.\d+(?:\.|$)', path)[0]
+
+
+def _check_pattern(pattern: str) -> None:
+    if not re.fullmatch(r'(?:[FS]\*?)+', pattern) or pattern.count('*') > 1 or not re.search('F(?!\\*)', pattern):
+        raise SharingPlanError(f"pattern={pattern!r} must be letters F (full) and S (shared) with at least one plain F and "
+                               "at most one letter starred, such as 'FS', 'S*F' or 'FS*F'")
+
+
+def _check_stages(module: nn.Module, stages: Union[str, Sequence[str], None]) -> None:
+    if isinstance(stages, str):
+        raise SharingPlanError(f'stages={stages!r} must be a sequence of path prefixes, such as ({stages!r},)')
+    paths = [name for name, _ in module.named_modules()]
+    for stage in stages or ():
+        if stage not in paths:
+            known = sorted({stage_of(name) for name, m in module.named_modules() if is_plain_conv(m)})
+            raise SharingPlanError(f'stage {stage!r} is not in {type(module).__name__}; stages with convs: '
+                                   f"{', '.join(known)}")
+
+
+def _groups(module, stages, kernel_sizes, min_kernel_params, across_stages) -> Dict[Tuple, List[str]]:
+    groups: Dict[Tuple, List[str]] = {}
+    for path, conv in module.named_modules():
+        if not is_plain_conv(conv) or conv.weight.numel() < min_kernel_params or not _inside(path, stages):
+            continue
+        if conv.kernel_size[0] != conv.kernel_size[1] or conv.kernel_size[0] not in kernel_sizes:
+            continue
+        stage = '' if across_stages else stage_of(path)
+        groups.setdefault((stage, tuple(conv.weight.shape), conv.groups), []).append(path)
+    return groups
+
+
+def _inside(path: str, stages: Optional[Iterable[str]]) -> bool:
+    return stages is None or any(path == stage or path.startswith(stage + '.') for stage in stages)
+
+
+def _expand(pattern: str, length: int) -> str:
+    """Lay the pattern over ``length`` convs: the starred letter fills, without a star the whole repeats."""
+    star = pattern.find('*')
+    if star < 0:
+        return (pattern * length)[:length]
+    head, tail = pattern[:star - 1], pattern[star + 1:]
+    return (head + pattern[star - 1] * max(0, length - len(head) - len(tail)) + tail)[:length]
+
+
+def _borrow_within(paths: List[str], letters: str) -> List[Tuple[str, str]]:
+    full = [i for i, letter in enumerate(letters) if letter == 'F']
+    if not full:
+        return []
+    return [(paths[i], paths[next((f for f in full if f > i), full[-1])]) for i, letter in enumerate(letters)
+            if letter == 'S']
+
+
+def _worth(conv: nn.Conv2d, reduction: int) -> bool:
+    return reduction <= conv.in_channels and adapter_size(conv, reduction) < conv.weight.numel()

@@ -1,0 +1,143 @@
+"""A sharing plan as data: which convolution borrows whose kernel, in whatever module."""
+from dataclasses import dataclass, replace
+from typing import Dict, Iterable, List, Mapping, Tuple
+
+from torch import nn
+
+from ..layers import ChildConv2d
+
+
+class SharingPlanError(ValueError):
+    """A plan that can't be applied; the message names the path, the shapes and what would be allowed."""
+
+
+@dataclass(frozen=True)
+class Borrowing:
+    """One line of a plan.
+
+    Attributes:
+        child (str): path of the conv that gives up its kernel, relative to the module the plan is applied to.
+        parent (str): path of the conv whose kernel it borrows.
+        reduction (int): of the child's input gate.
+    """
+    child: str
+    parent: str
+    reduction: int = 4
+
+
+@dataclass(frozen=True)
+class SharingPlan:
+    """Who borrows from whom.
+
+    Attributes:
+        borrowings (tuple[Borrowing]): one per child.
+        name (str): for messages and tables.
+
+    Raises:
+        SharingPlanError: a child listed twice, its own parent, or itself a parent.
+
+    Examples:
+        >>> print(SharingPlan.from_mapping({'layer3.1.conv2': 'layer3.2.conv2', 'layer3.3.conv2': 'layer3.4.conv2'}))
+        sharing plan 'custom': 2 children, 2 parents
+        layer3.2.conv2
+        └── layer3.1.conv2 (reduction 4)
+        layer3.4.conv2
+        └── layer3.3.conv2 (reduction 4)
+    """
+    borrowings: Tuple[Borrowing, ...]
+    name: str = 'custom'
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'borrowings', tuple(self.borrowings))
+        parents, seen = {b.parent for b in self.borrowings}, set()
+        for b in self.borrowings:
+            if b.child == b.parent:
+                raise SharingPlanError(f"plan '{self.name}': {b.child} can't borrow from itself")
+            if b.child in seen:
+                raise SharingPlanError(f"plan '{self.name}': {b.child} is listed as a child twice; a child has one parent")
+            if b.child in parents:
+                raise SharingPlanError(f"plan '{self.name}': {b.child} is a child and a parent; a parent must own its "
+                                       'kernel, so let its children borrow from its own parent')
+            seen.add(b.child)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, str], reduction: int = 4, name: str = 'custom') -> 'SharingPlan':
+        """Plan from ``{child path: parent path}``, one reduction for all gates."""
+        return cls(tuple(Borrowing(child, parent, reduction) for child, parent in mapping.items()), name)
+
+    @property
+    def children(self) -> Dict[str, str]:
+        """{child path: parent path}."""
+        return {b.child: b.parent for b in self.borrowings}
+
+    def __len__(self) -> int:
+        return len(self.borrowings)
+
+    def __bool__(self) -> bool:
+        return bool(self.borrowings)
+
+    def prefixed(self, prefix: str) -> 'SharingPlan':
+        """The same plan seen from an owner: ``plan.prefixed('backbone.')`` fits a whole detector."""
+        moved = (replace(b, child=prefix + b.child, parent=prefix + b.parent) for b in self.borrowings)
+        return replace(self, borrowings=tuple(moved))
+
+    def within(self, stages: Iterable[str]) -> 'SharingPlan':
+        """The part of the plan whose children and parents lie below these top-level names."""
+        stages = set(stages)
+        kept = (b for b in self.borrowings if {b.child.split('.')[0], b.parent.split('.')[0]} <= stages)
+        return replace(self, borrowings=tuple(kept))
+
+    def with_reduction(self, reduction: int) -> 'SharingPlan':
+        """The same plan with one reduction for all gates."""
+        return replace(self, borrowings=tuple(replace(b, reduction=reduction) for b in self.borrowings))
+
+    def __str__(self) -> str:
+        lines = [_headline(self)]
+        for parent, children in _by_parent(self.borrowings):
+            lines.append(parent)
+            lines += _branches(f'{b.child} (reduction {b.reduction})' for b in children)
+        return '\n'.join(lines)
+
+    def describe(self, module: nn.Module) -> str:
+        """The plan as a tree with shapes and savings, for ``module`` before or after the plan is applied.
+
+        Returns:
+            str: one tree per parent with its kernel shape, a branch per child with the kernel parameters it saves and
+            the adapter parameters it adds, and a total.
+        """
+        lines, saved, added = [_headline(self)], 0, 0
+        for parent, children in _by_parent(self.borrowings):
+            kernel = module.get_submodule(parent).weight
+            lines.append(f'{parent}  kernel {tuple(kernel.shape)}')
+            costs = [adapter_size(module.get_submodule(b.child), b.reduction) for b in children]
+            lines += _branches(f'{b.child} (reduction {b.reduction})  saves {kernel.numel():,}, adapter {cost:,}'
+                               for b, cost in zip(children, costs))
+            saved, added = saved + kernel.numel() * len(children), added + sum(costs)
+        lines.append(f'{saved:,} kernel parameters saved, {added:,} adapter parameters added, net {saved - added:,}')
+        return '\n'.join(lines)
+
+
+def adapter_size(conv: nn.Conv2d, reduction: int) -> int:
+    """Parameters that a child in the place of ``conv`` adds: gate (with a BN) and static modulations."""
+    if isinstance(conv, ChildConv2d):
+        return sum(p.numel() for p in conv.adapter_parameters())
+    hidden = conv.in_channels // reduction
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    return 2 * conv.in_channels * hidden + 2 * hidden + conv.in_channels + conv.out_channels + (taps if taps > 1 else 0)
+
+
+def _headline(plan: SharingPlan) -> str:
+    parents = len(set(plan.children.values()))
+    return f"sharing plan '{plan.name}': {len(plan)} children, {parents} parents"
+
+
+def _by_parent(borrowings: Iterable[Borrowing]) -> List[Tuple[str, List[Borrowing]]]:
+    groups: Dict[str, List[Borrowing]] = {}
+    for b in borrowings:
+        groups.setdefault(b.parent, []).append(b)
+    return list(groups.items())
+
+
+def _branches(texts: Iterable[str]) -> List[str]:
+    texts = list(texts)
+    return [('└── ' if i == len(texts) - 1 else '├── ') + text for i, text in enumerate(texts)]
