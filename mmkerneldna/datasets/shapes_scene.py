@@ -1,0 +1,315 @@
+"""One image of the generated *shapes* data set: textured, rotated, overlapping shapes on a cluttered background.
+
+Shape letters: H, W image height and width in pixels, P polygon corners. Pixel (x, y) covers [x, x+1) x [y, y+1).
+
+Everything is drawn on a canvas with ``MARGIN`` pixels to spare on each side and cropped at the end, so the full
+(amodal) area of a truncated shape is simply the number of pixels painted.
+"""
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Tuple
+
+import cv2
+import numpy as np
+
+CASES = ('plain', 'tiny', 'occluded', 'truncated', 'empty')
+MARGIN = 80
+MIN_VISIBLE = 0.4  # a shape painted later may not leave less of an earlier one in view
+OCCLUDED_RANGE = (0.3, 0.6)  # visible share that counts as a hard, occluded object
+TRUNCATED_RANGE = (0.35, 0.75)
+RADIUS = (16, 42)
+TINY_RADIUS = (4, 6)
+_SUBPIXEL_BITS = 4
+_TRIES = 400
+
+
+@dataclass
+class Instance:
+    """A shape in view.
+
+    Attributes:
+        label: index into ``OUTLINES``, 0-based.
+        mask: (H, W) bool, the visible pixels; one outer contour per connected part and never a hole.
+        visibility: visible pixels / all pixels of the shape, those outside the image included.
+    """
+    label: int
+    mask: np.ndarray
+    visibility: float
+
+
+@dataclass
+class Scene:
+    """An image (H, W, 3) uint8 in BGR and the shapes in it, earliest painted first."""
+    case: str
+    image: np.ndarray
+    instances: List[Instance]
+
+
+def _regular(corners: int, radii: Tuple[float, ...] = (1.0, )) -> np.ndarray:
+    angles = np.arange(corners) * 2 * np.pi / corners
+    radius = np.resize(radii, corners)
+    return np.stack([np.sin(angles) * radius, -np.cos(angles) * radius], axis=1)
+
+
+def _cross(arm: float = 0.34) -> np.ndarray:
+    a = arm
+    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a),
+                     (-a, -a)])
+
+
+def _crescent(bite: float = 0.5, corners: int = 24) -> np.ndarray:
+    """The unit disc less a disc of radius 0.85 whose centre lies ``bite`` to the right."""
+    x = (1 + bite**2 - 0.85**2) / (2 * bite)
+    outer_tip, inner_tip = np.arccos(x), np.arccos((x - bite) / 0.85)
+    outer = np.linspace(outer_tip, 2 * np.pi - outer_tip, corners)
+    inner = np.linspace(2 * np.pi - inner_tip, inner_tip, corners)[1:-1]
+    outer_arc = np.stack([np.cos(outer), np.sin(outer)], axis=1)
+    inner_arc = np.stack([bite + 0.85 * np.cos(inner), 0.85 * np.sin(inner)], axis=1)
+    return np.concatenate([outer_arc, inner_arc])
+
+
+# class name -> (P, 2) outline within the unit circle (the cross: the unit square)
+OUTLINES: Dict[str, np.ndarray] = {
+    'circle': _regular(48),
+    'square': _regular(4),
+    'triangle': _regular(3),
+    'star': _regular(10, (1.0, 0.45)),
+    'cross': _cross(),
+    'crescent': _crescent(),
+}
+CLASSES = tuple(OUTLINES)
+
+
+def _solid(rng, x, y):
+    return np.zeros_like(x)
+
+
+def _stripes(rng, x, y):
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 10)
+    return np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period) > 0
+
+
+def _checks(rng, x, y):
+    period = rng.randint(4, 8)
+    return (x.astype(int) // period + y.astype(int) // period) % 2
+
+
+def _dots(rng, x, y):
+    period = rng.uniform(7, 11)
+    return np.hypot(x % period - period / 2, y % period - period / 2) < period / 3
+
+
+def _gradient(rng, x, y):
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = x * np.cos(angle) + y * np.sin(angle)
+    return (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
+
+
+def _speckle(rng, x, y):
+    return rng.uniform(0, 1, x.shape)
+
+
+TEXTURES: Tuple[Callable, ...] = (_solid, _stripes, _checks, _dots, _gradient, _speckle)
+
+
+def _background(rng, height: int, width: int) -> np.ndarray:
+    """Two muted colours, smooth noise, and clutter: thin lines, arcs and blobs that are none of the shapes."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    first, second = rng.uniform(40, 210, (2, 3))
+    ramp = _gradient(rng, x, y)[..., None]
+    clouds = cv2.resize(rng.uniform(-30, 30, (7, 7, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    canvas = np.clip(first * (1 - ramp) + second * ramp + clouds, 0, 255).astype(np.uint8)
+    for _ in range(rng.randint(8, 20)):
+        _draw_clutter(rng, canvas)
+    return canvas
+
+
+def _draw_clutter(rng, canvas: np.ndarray) -> None:
+    height, width = canvas.shape[:2]
+    colour = [int(c) for c in rng.randint(0, 256, 3)]
+    start = (int(rng.randint(width)), int(rng.randint(height)))
+    kind = rng.randint(3)
+    if kind == 0:
+        end = (int(start[0] + rng.randint(-60, 61)), int(start[1] + rng.randint(-60, 61)))
+        cv2.line(canvas, start, end, colour, int(rng.randint(1, 3)), cv2.LINE_AA)
+    elif kind == 1:
+        axes, turn = (int(rng.randint(5, 30)), int(rng.randint(5, 30))), int(rng.randint(360))
+        cv2.ellipse(canvas, start, axes, turn, 0, int(rng.randint(60, 200)), colour, 1, cv2.LINE_AA)
+    else:
+        cv2.circle(canvas, start, 1, colour, -1, cv2.LINE_AA)
+
+
+@dataclass
+class _Canvas:
+    """The scene being painted. ``owner`` (canvas height, canvas width): 0 for background, i for ``labels[i - 1]``."""
+    image: np.ndarray
+    owner: np.ndarray
+    labels: List[int] = field(default_factory=list)
+    full_areas: List[int] = field(default_factory=list)
+
+    @property
+    def view(self) -> Tuple[slice, slice]:
+        return slice(MARGIN, self.owner.shape[0] - MARGIN), slice(MARGIN, self.owner.shape[1] - MARGIN)
+
+    def visibilities(self, owner: np.ndarray, full_areas: List[int]) -> List[float]:
+        counts = np.bincount(owner[self.view].ravel(), minlength=len(full_areas) + 1)[1:]
+        return [count / full for count, full in zip(counts, full_areas)]
+
+
+def _has_hole(mask: np.ndarray) -> bool:
+    _, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return hierarchy is not None and bool((hierarchy[0, :, 3] >= 0).any())
+
+
+def _silhouette(rng, shape: Tuple[int, int], label: int, centre: Tuple[float, float], radius: float) -> np.ndarray:
+    """(canvas height, canvas width) bool: the outline, stretched a little, turned by any angle, filled."""
+    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = (OUTLINES[CLASSES[label]] * (1, stretch) * radius) @ turn.T + centre
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.round(corners * 2**_SUBPIXEL_BITS).astype(np.int32)], 1, shift=_SUBPIXEL_BITS)
+    return mask.astype(bool)
+
+
+def _paint(rng, canvas: _Canvas, mask: np.ndarray, label: int, owner: np.ndarray) -> None:
+    ys, xs = np.nonzero(mask)
+    surroundings = canvas.image[mask].mean(axis=0)
+    colour = rng.uniform(0, 255, 3)
+    while np.abs(colour - surroundings).max() < 70:  # a shape nobody could see teaches nothing
+        colour = rng.uniform(0, 255, 3)
+    other = np.clip(colour + rng.uniform(-90, 90, 3), 0, 255)
+    texture = TEXTURES[rng.randint(len(TEXTURES))]
+    mix = np.asarray(texture(rng, xs.astype(np.float32), ys.astype(np.float32)), np.float32)[:, None]
+    canvas.image[mask] = (colour * (1 - mix) + other * mix).astype(np.uint8)
+    canvas.owner = owner
+    canvas.labels.append(label)
+    canvas.full_areas.append(int(mask.sum()))
+
+
+def _try_place(rng, canvas: _Canvas, centre, radius: float, accept: Callable[[List[float]], bool]) -> bool:
+    """Paint one shape unless ``accept(visibilities)`` refuses or a visible part would get a hole."""
+    label = int(rng.randint(len(CLASSES)))
+    mask = _silhouette(rng, canvas.owner.shape, label, centre, radius)
+    owner = canvas.owner.copy()
+    owner[mask] = len(canvas.labels) + 1
+    if not mask[canvas.view].any() or not accept(canvas.visibilities(owner, canvas.full_areas + [int(mask.sum())])):
+        return False
+    touched = set(np.unique(canvas.owner[mask])) - {0}
+    if any(_has_hole(owner[canvas.view] == index) for index in touched):
+        return False
+    _paint(rng, canvas, mask, label, owner)
+    return True
+
+
+def _place(rng, canvas: _Canvas, radius_range, accept, near: Optional[np.ndarray] = None, border: bool = False) -> bool:
+    """Try random positions: anywhere, within 30 px of ``near``, or across the image border."""
+    height, width = (side - 2 * MARGIN for side in canvas.owner.shape)
+    for _ in range(_TRIES):
+        radius = rng.uniform(*radius_range)
+        inside = min(radius, height / 2 - 1, width / 2 - 1)
+        centre = rng.uniform((inside, inside), (width - inside, height - inside))
+        if near is not None:
+            centre = near + rng.uniform(-30, 30, 2)
+        if border:
+            axis = rng.randint(2)
+            centre[axis] = rng.choice([0, (width, height)[axis]]) + rng.uniform(-0.4, 0.4) * radius
+        if _try_place(rng, canvas, centre + MARGIN, radius, accept):
+            return True
+    return False
+
+
+def _everything_visible(visibilities: List[float]) -> bool:
+    return min(visibilities) >= MIN_VISIBLE
+
+
+def _within(bounds: Tuple[float, float], index: int) -> Callable[[List[float]], bool]:
+    """Accept when object ``index`` is visible within ``bounds`` and every other one well enough."""
+
+    def accept(visibilities: List[float]) -> bool:
+        others = visibilities[:index] + visibilities[index:][1:]
+        return bounds[0] <= visibilities[index] <= bounds[1] and (not others or min(others) >= MIN_VISIBLE)
+
+    return accept
+
+
+def _place_hard(rng, canvas: _Canvas, case: str) -> bool:
+    """Add what makes the image a hard one; False when these shapes leave no room for it."""
+    first = len(canvas.labels)
+    if case == 'tiny':
+        return all([_place(rng, canvas, TINY_RADIUS, _everything_visible) for _ in range(3)])
+    if case == 'truncated':
+        return _place(rng, canvas, RADIUS, _within(TRUNCATED_RANGE, first), border=True)
+    if case == 'occluded':
+        return (_place(rng, canvas, (20, 32), lambda shares: min(shares) >= MIN_VISIBLE and shares[first] > 0.99)
+                and _place(rng, canvas, RADIUS, _within(OCCLUDED_RANGE, first), near=_centroid(canvas, first)))
+    return True
+
+
+def _centroid(canvas: _Canvas, index: int) -> np.ndarray:
+    ys, xs = np.nonzero(canvas.owner == index + 1)
+    return np.array([xs.mean(), ys.mean()]) - MARGIN
+
+
+def _compose(rng, height: int, width: int, case: str) -> Optional[_Canvas]:
+    image = _background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
+    canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32))
+    count = {'empty': 0, 'plain': rng.randint(2, 8)}.get(case, rng.randint(0, 4))
+    for _ in range(count):
+        _place(rng, canvas, RADIUS, _everything_visible)
+    return canvas if _place_hard(rng, canvas, case) else None
+
+
+def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 'plain') -> Scene:
+    """Draw one image.
+
+    Args:
+        rng: the only source of randomness. ``RandomState``, because its stream is frozen for all NumPy versions.
+        height: image height in pixels, at least 96.
+        width: image width in pixels, at least 96.
+        case: one of ``CASES``; all but ``'plain'`` are the hard ones. ``'empty'`` has background and clutter only.
+
+    Raises:
+        ValueError: unknown case, or a side too small to hold the shapes.
+    """
+    if case not in CASES or min(height, width) < 96:
+        raise ValueError(f'cannot draw a {case!r} scene of {width}x{height} pixels: expected a case among '
+                         f'{", ".join(CASES)} and sides of at least 96 pixels')
+    canvas = None
+    while canvas is None:
+        canvas = _compose(rng, height, width, case)
+    return Scene(case, _photograph(rng, canvas.image[canvas.view]), _instances(canvas))
+
+
+def _photograph(rng, image: np.ndarray) -> np.ndarray:
+    """Soften the hard edges and add sensor noise."""
+    soft = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.float32)
+    return np.clip(soft + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
+
+
+def _instances(canvas: _Canvas) -> List[Instance]:
+    owner = canvas.owner[canvas.view]
+    shares = canvas.visibilities(canvas.owner, canvas.full_areas)
+    return [Instance(label, owner == i + 1, float(share)) for i, (label, share) in enumerate(zip(canvas.labels, shares))]
+
+
+def mask_to_polygons(mask: np.ndarray) -> List[List[int]]:
+    """Trace a hole-free mask along its pixel edges, so that rasterising the polygons gives back exactly the mask.
+
+    ``cv2.findContours`` runs through pixel *centres* and loses half a pixel all around. Traced at twice the size,
+    both edges of a pixel have a coordinate of their own, and (v + 1) // 2 maps them to the pixel's corners.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        one flat [x0, y0, x1, y1, ...] per connected part.
+    """
+    doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [_corners((contour[:, 0] + 1) // 2).ravel().tolist() for contour in contours]
+
+
+def _corners(points: np.ndarray) -> np.ndarray:
+    """Keep the points (P, 2) of a closed, axis-parallel walk where it turns."""
+    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
