@@ -1,6 +1,6 @@
 """Time every strategy of ``mmkerneldna.layers.per_sample`` on the conv shapes of ResNets and MobileNetV2.
 
-The rules in ``select_per_sample`` and ``select_mixture`` are read off this table.
+The rules of ``select_per_sample`` are read off this table.
 
     python tools/benchmark_per_sample.py                       # batches 2, 8, 32 at the sizes of a 224 input
     python tools/benchmark_per_sample.py --batches 2 --scale 3  # three times the side: a detector's feature maps
@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmkerneldna.layers.per_sample import PER_SAMPLE, mixture_conv2d, select_mixture
+from mmkerneldna.layers.per_sample import PER_SAMPLE, mixture_conv2d, select_per_sample
 
 # (in_channels, out_channels, kernel, stride, groups, side at a 224 input)
 SHAPES = [
@@ -76,7 +76,7 @@ def time_shape(shape, batch: int, args: argparse.Namespace):
              if (name != 'plain' or batch == 1) and (name != 'matmul' or kernel == 1)]
     calls = {name: make_call(case, geometry, name, args.backward) for name in names}
     with torch.set_grad_enabled(args.backward):
-        chosen = select_mixture(case['x'], case['experts'], stride, kernel // 2, groups)
+        chosen = select_per_sample(case['x'], case['experts'], stride, kernel // 2, 1, groups)
         return measure(calls, args.repeats, args.device != 'cpu'), chosen
 
 

@@ -6,23 +6,24 @@ Two functions are meant for the layers:
 
 ``per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)``
     every sample has its own kernel, ``weight`` (N, C_out, C_in/g, k, k);
-``mixture_conv2d(x, attention, experts, bias=None, ...)``
+``mixture_conv2d(x, attention, experts, bias=None, stride=1, padding=0, dilation=1, groups=1, spatial=None)``
     the kernel of a sample is a mixture of n static ones, ``attention`` (N, n), ``experts`` (n, C_out, C_in/g, k, k).
 
-Both give the same numbers whichever way they are computed, and pick the way (``select_per_sample``,
-``select_mixture``) that was the fastest when measured with ``tools/benchmark_per_sample.py``:
+Both give the same numbers whichever way they are computed, and pick the way (``select_per_sample``) that
+``tools/benchmark_per_sample.py`` found to be the fastest:
 
 ============  ====================================================================  =======================
 strategy      what it does                                                          exact for
 ============  ====================================================================  =======================
-``plain``     one conv2d with the only kernel there is                              N = 1
-``matmul``    a batched matrix product                                              1x1 kernels, no padding
+``plain``     one conv2d with the only kernel there is                              N = 1 (and N = 0)
 ``loop``      one conv2d per sample                                                 everything
 ``grouped``   folds the batch into the groups of one conv2d                         everything
+``matmul``    a batched matrix product                                              1x1 kernels, no padding
 ``outputs``   convolves with all n experts and mixes the outputs                    mixtures
 ============  ====================================================================  =======================
 
-All of them follow autocast (the kernel is cast with the input) and return the memory format they were given.
+All of them follow autocast (the kernel is cast with the input), return the memory format they were given, and take an
+empty batch, which a RoI head may send.
 """
 from typing import Optional, Sequence, Union
 
@@ -32,6 +33,11 @@ from torch import Tensor
 
 Pair = Union[int, Sequence[int]]
 PaddingLike = Union[int, Sequence[int], str]
+
+#: On the CPU one folded conv saves the calls of a loop while everything stays near the cache, then loses to it. With two
+#: threads, grouped took 0.5 to 1.25 times as long as loop below 3 M elements (the largest of input, kernels and output;
+#: depthwise gained most), and 0.95 to 4.8 times as long above.
+GROUPED_MAX_ELEMENTS = 3_000_000
 
 
 def per_sample_conv2d(x: Tensor,
@@ -61,30 +67,32 @@ def per_sample_conv2d(x: Tensor,
         raise ValueError(f'per_sample_conv2d needs one kernel per sample: x has a batch of {x.shape[0]}, '
                          f'weight has the shape {tuple(weight.shape)}, expected ({x.shape[0]}, C_out, C_in/g, k, k)')
     if strategy is None:
-        strategy = select_per_sample(x, weight, stride, padding, groups)
+        strategy = select_per_sample(x, weight, stride, padding, dilation, groups)
     compute = _lookup(PER_SAMPLE, strategy)
     y = compute(x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return _add_bias(y, bias)
 
 
 def mixture_conv2d(x: Tensor,
-                   attention: Tensor,
+                   attention: Optional[Tensor],
                    experts: Tensor,
                    bias: Optional[Tensor] = None,
                    stride: Pair = 1,
                    padding: PaddingLike = 0,
                    dilation: Pair = 1,
                    groups: int = 1,
+                   spatial: Optional[Tensor] = None,
                    strategy: Optional[str] = None) -> Tensor:
-    """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``.
+    """Convolve sample i with the kernel ``spatial[i] * sum_j attention[i, j] * experts[j]``.
 
     Args:
         x: (N, C_in, H, W).
-        attention: (N, n) mixing weights; they need not sum to one.
+        attention: (N, n) mixing weights; they need not sum to one. None for a single expert of weight one.
         experts: (n, C_out, C_in/groups, k, k).
         bias: None, (C_out,) or (N, C_out); not mixed here.
         stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
-        strategy: ``'outputs'`` or one of ``PER_SAMPLE``; None lets ``select_mixture`` choose.
+        spatial: None or (N, k, k), a factor per kernel position.
+        strategy: ``'outputs'`` or one of ``PER_SAMPLE``; None lets ``select_per_sample`` choose.
 
     Returns:
         (N, C_out, H', W').
@@ -92,49 +100,86 @@ def mixture_conv2d(x: Tensor,
     Raises:
         ValueError: the shapes do not fit, or the strategy is unknown or cannot do this case.
     """
-    if tuple(attention.shape) != (x.shape[0], experts.shape[0]):
-        raise ValueError(f'mixture_conv2d needs an attention of shape ({x.shape[0]}, {experts.shape[0]}) '
-                         f'(batch, experts), got {tuple(attention.shape)}')
-    if strategy is None:
-        strategy = select_mixture(x, experts, stride, padding, groups)
+    _check_mixture(x, attention, experts, spatial)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if attention is None and spatial is None:
+        return _add_bias(F.conv2d(x, experts[0], **geometry), bias)
+    if strategy is None:
+        strategy = select_per_sample(x, experts, **geometry)
     if strategy == 'outputs':
-        return _add_bias(_mix_outputs(x, attention, experts, **geometry), bias)
-    return per_sample_conv2d(x, mix_kernels(attention, experts), bias, strategy=strategy, **geometry)
+        return _add_bias(_mix_outputs(x, attention, experts, spatial, **geometry), bias)
+    if strategy == 'loop' and not torch.is_grad_enabled():
+        return _add_bias(_mixing_loop(x, attention, experts, spatial, **geometry), bias)
+    kernels = mix_kernels(attention, experts, spatial, len(x))
+    return per_sample_conv2d(x, kernels, bias, strategy=strategy, **geometry)
 
 
-def mix_kernels(attention: Tensor, experts: Tensor) -> Tensor:
-    """Mix n kernels per sample: (N, n), (n, C_out, C_in/g, k, k) -> (N, C_out, C_in/g, k, k).
+def mix_kernels(attention: Optional[Tensor], experts: Tensor, spatial: Optional[Tensor], batch: int) -> Tensor:
+    """Mix n kernels per sample: (N, n), (n, C_out, C_in/g, k, k), (N, k, k) -> (N, C_out, C_in/g, k, k).
 
     One matrix product. The broadcast form ``(attention * experts).sum(1)`` writes N * n kernels first: 1.2 GB for one
     512-channel layer with 4 experts at batch 32.
     """
-    return torch.mm(attention.to(experts.dtype), experts.flatten(1)).unflatten(1, experts.shape[1:])
+    if attention is None:
+        kernels = experts.expand(batch, *experts.shape[1:])
+    else:
+        kernels = torch.mm(attention.to(experts.dtype), experts.flatten(1)).unflatten(1, experts.shape[1:])
+    return kernels if spatial is None else kernels * spatial.to(kernels.dtype)[:, None, None]
 
 
-def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: PaddingLike = 0, groups: int = 1) -> str:
-    """Name the strategy for ``per_sample_conv2d``."""
-    if x.shape[0] == 1:
+def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: PaddingLike = 0, dilation: Pair = 1,
+                      groups: int = 1) -> str:
+    """Name the strategy for kernels of the shape ``weight[0]`` that differ from sample to sample.
+
+    No rule picks ``outputs``: of all shapes measured it won only at 512 channels on 7x7 maps, by a fifth, and it holds
+    n times the activations.
+    """
+    if x.shape[0] <= 1:
         return 'plain'
-    if _is_pointwise(weight, padding) and groups == 1:
-        return 'matmul'
-    return 'grouped' if x.is_cuda else 'loop'
+    if x.is_cuda:
+        # Not measured on a GPU: one launch for the batch instead of N; a batched product where the kernel is a matrix,
+        # because cuDNN's grouped kernels are written for depthwise and ResNeXt shapes, not for wide 1x1 groups.
+        return 'matmul' if _is_pointwise(weight, padding) and groups == 1 else 'grouped'
+    batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+    outputs = batch * weight.shape[1] * height * width // (_pair(stride)[0] * _pair(stride)[1])
+    largest = max(x.numel(), batch * weight.shape[1:].numel(), outputs)
+    # a folded batch has to leave channels_last and come back
+    return 'loop' if _is_channels_last(x) or largest > GROUPED_MAX_ELEMENTS else 'grouped'
 
 
-def select_mixture(x: Tensor, experts: Tensor, stride: Pair = 1, padding: PaddingLike = 0, groups: int = 1) -> str:
-    """Name the strategy for ``mixture_conv2d``."""
-    return select_per_sample(x, experts, stride, padding, groups)
+def _check_mixture(x, attention, experts, spatial):
+    wanted = (x.shape[0], experts.shape[0])
+    if attention is None and experts.shape[0] != 1:
+        raise ValueError(f'mixture_conv2d needs an attention for {experts.shape[0]} experts, got None')
+    if attention is not None and tuple(attention.shape) != wanted:
+        raise ValueError(f'mixture_conv2d needs an attention of shape {wanted} (batch, experts), '
+                         f'got {tuple(attention.shape)}')
+    if spatial is not None and spatial.shape != (x.shape[0], *experts.shape[-2:]):
+        raise ValueError(f'mixture_conv2d needs a spatial factor of shape {(x.shape[0], *experts.shape[-2:])} '
+                         f'(batch, kernel), got {tuple(spatial.shape)}')
 
 
 def _plain(x, weight, **geometry):
-    if x.shape[0] != 1:
+    if x.shape[0] > 1:
         raise ValueError(f"strategy 'plain' is for a batch of one, got {x.shape[0]}; use 'loop' or 'grouped'")
-    return F.conv2d(x, weight[0], **geometry)
+    # an empty batch still needs a kernel, for the shape of what comes out
+    return F.conv2d(x, weight[0] if len(weight) else weight.sum(0), **geometry)
 
 
 def _loop(x, weight, **geometry):
     # split, not x[i]: the pieces keep their batch dimension and so their memory format
     return torch.cat([F.conv2d(sample, kernel, **geometry) for sample, kernel in zip(x.split(1), weight)])
+
+
+def _mixing_loop(x, attention, experts, spatial, **geometry):
+    # Each kernel is mixed when it is needed: at 512 channels and batch 32 that halves the time, for the N kernels
+    # together are 300 MB of fresh memory. For training the gradient of one big product is the cheaper one.
+    def kernel(i):
+        at = slice(i, i + 1)
+        return mix_kernels(None if attention is None else attention[at], experts,
+                           None if spatial is None else spatial[at], 1)[0]
+
+    return torch.cat([F.conv2d(sample, kernel(i), **geometry) for i, sample in enumerate(x.split(1))])
 
 
 def _grouped(x, weight, groups, **geometry):
@@ -160,13 +205,10 @@ def _matmul(x, weight, stride, padding, dilation, groups):
     return y.view(batch, -1, height, width)
 
 
-def _mix_outputs(x, attention, experts, groups, **geometry):
-    count, out_channels = experts.shape[:2]
-    if groups == 1:
-        y = F.conv2d(x, experts.flatten(0, 1), **geometry)
-        y = y.unflatten(1, (count, out_channels))
-        return torch.einsum('nk,nkchw->nchw', attention.to(y.dtype), y)
-    parts = (F.conv2d(x, kernel, groups=groups, **geometry) for kernel in experts)
+def _mix_outputs(x, attention, experts, spatial, **geometry):
+    if spatial is not None or attention is None:
+        raise ValueError("strategy 'outputs' mixes outputs of static kernels: it needs an attention and no spatial factor")
+    parts = (F.conv2d(x, kernel, **geometry) for kernel in experts)
     return sum(part * weight.to(part.dtype)[:, None, None, None] for part, weight in zip(parts, attention.t()))
 
 
