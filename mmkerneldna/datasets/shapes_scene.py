@@ -16,7 +16,8 @@ MARGIN = 80
 MIN_VISIBLE = 0.4  # a shape painted later may not leave less of an earlier one in view
 OCCLUDED_RANGE = (0.3, 0.6)  # visible share that counts as a hard, occluded object
 TRUNCATED_RANGE = (0.35, 0.75)
-RADIUS = (16, 42)
+LOYALTY = 0.8  # share of shapes that wear their class's own hue, and texture; only the outline always tells the class
+RADIUS = (18, 44)
 TINY_RADIUS = (4, 6)
 _SUBPIXEL_BITS = 4
 _TRIES = 400
@@ -114,7 +115,7 @@ TEXTURES: Tuple[Callable, ...] = (_solid, _stripes, _checks, _dots, _gradient, _
 def _background(rng, height: int, width: int) -> np.ndarray:
     """Two muted colours, smooth noise, and clutter: thin lines, arcs and blobs that are none of the shapes."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    first, second = rng.uniform(40, 210, (2, 3))
+    first, second = rng.uniform(60, 190, (2, 1)) + rng.uniform(-25, 25, (2, 3))
     ramp = _gradient(rng, x, y)[..., None]
     clouds = cv2.resize(rng.uniform(-30, 30, (7, 7, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     canvas = np.clip(first * (1 - ramp) + second * ramp + clouds, 0, 255).astype(np.uint8)
@@ -170,14 +171,21 @@ def _silhouette(rng, shape: Tuple[int, int], label: int, centre: Tuple[float, fl
     return mask.astype(bool)
 
 
+def _colour(rng, label: int) -> np.ndarray:
+    """A saturated BGR colour (3,), mostly of the class's own hue."""
+    hue = (label + rng.uniform(-0.3, 0.3)) / len(CLASSES) if rng.uniform() < LOYALTY else rng.uniform()
+    hsv = np.array([hue % 1 * 179, rng.uniform(140, 255), rng.uniform(120, 255)]).astype(np.uint8)
+    return cv2.cvtColor(hsv[None, None], cv2.COLOR_HSV2BGR)[0, 0].astype(float)
+
+
 def _paint(rng, canvas: _Canvas, mask: np.ndarray, label: int, owner: np.ndarray) -> None:
     ys, xs = np.nonzero(mask)
     surroundings = canvas.image[mask].mean(axis=0)
-    colour = rng.uniform(0, 255, 3)
-    while np.abs(colour - surroundings).max() < 70:  # a shape nobody could see teaches nothing
-        colour = rng.uniform(0, 255, 3)
-    other = np.clip(colour + rng.uniform(-90, 90, 3), 0, 255)
-    texture = TEXTURES[rng.randint(len(TEXTURES))]
+    colour = _colour(rng, label)
+    while np.abs(colour - surroundings).max() < 60:  # a shape nobody could see teaches nothing
+        colour = _colour(rng, label)
+    other = np.clip(colour * rng.choice([0.5, 1.6]), 0, 255)
+    texture = TEXTURES[label if rng.uniform() < LOYALTY else rng.randint(len(TEXTURES))]
     mix = np.asarray(texture(rng, xs.astype(np.float32), ys.astype(np.float32)), np.float32)[:, None]
     canvas.image[mask] = (colour * (1 - mix) + other * mix).astype(np.uint8)
     canvas.owner = owner
@@ -252,7 +260,7 @@ def _centroid(canvas: _Canvas, index: int) -> np.ndarray:
 def _compose(rng, height: int, width: int, case: str) -> Optional[_Canvas]:
     image = _background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32))
-    count = {'empty': 0, 'plain': rng.randint(2, 8)}.get(case, rng.randint(0, 4))
+    count = {'empty': 0, 'plain': rng.randint(3, 9)}.get(case, rng.randint(0, 4))
     for _ in range(count):
         _place(rng, canvas, RADIUS, _everything_visible)
     return canvas if _place_hard(rng, canvas, case) else None

@@ -1,0 +1,95 @@
+"""Checks of COCO-style detection data: the files, the categories against the config's classes, the images."""
+import difflib
+import json
+import os.path as osp
+from typing import Dict, List, Sequence
+
+from mmengine import fileio
+from mmengine.logging import print_log
+
+from .errors import DataError
+from .image_checks import faulty_images, listing, spread
+
+
+def load_coco(path: str, where: str, backend_args=None) -> dict:
+    """Read a COCO annotation file.
+
+    Raises:
+        DataError: missing, no JSON, or without images, annotations or categories.
+    """
+    if not fileio.exists(path, backend_args=backend_args):
+        raise DataError(f'{where}: annotation file {path} does not exist; set ann_file (and data_root) to the COCO '
+                        'JSON of this split')
+    try:
+        coco = json.loads(fileio.get_text(path, backend_args=backend_args))
+    except ValueError as error:
+        raise DataError(f'{where}: annotation file {path} is not JSON ({error}); restore or rewrite it') from None
+    keys = ('images', 'annotations', 'categories')
+    missing = [key for key in keys if not isinstance(coco, dict) or key not in coco]
+    if missing:
+        raise DataError(f'{where}: annotation file {path} has no {listing(missing)}; expected a COCO JSON with '
+                        f'{listing(keys)}')
+    return coco
+
+
+def check_categories(names: Sequence[str], classes: Sequence[str], where: str, path: str) -> None:
+    """Compare an annotation file's category names with the config's classes.
+
+    A class that the file lacks is dropped silently by pycocotools: at best its AP is missing, with all of them
+    gone the mAP is 0. Categories that the config does not name are fine (a subset is trained) and logged.
+
+    Raises:
+        DataError: a class has no category; lists both directions and the nearest names.
+    """
+    if isinstance(classes, str):
+        raise DataError(f"{where}: metainfo classes is the string '{classes}', expected a tuple: write "
+                        f"classes=('{classes}', ) with the comma")
+    absent = [name for name in classes if name not in names]
+    unused = [name for name in names if name not in classes]
+    if absent:
+        raise DataError(f'{where}: {len(absent)} of the {len(classes)} classes of the config are no category of '
+                        f'{path}: {listing(_with_nearest(absent, names))}. Categories that are no class of the config: '
+                        f"{listing(unused)}. Set metainfo=dict(classes=...) of the data set to the file's names")
+    if unused:
+        print_log(f'{where}: {len(unused)} categories of {path} are not trained, the config does not name them: '
+                  f'{listing(unused)}', logger='current')
+
+
+def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> List[str]:
+    lowered = {name.lower(): name for name in names}
+    described = []
+    for name in absent:
+        near = difflib.get_close_matches(name.lower(), lowered, n=1)
+        described.append(f"'{name}' (nearest: '{lowered[near[0]]}')" if near else f"'{name}'")
+    return described
+
+
+def check_coco(dataset, where: str) -> Dict[str, str]:
+    """Check one ``CocoDataset``, built lazily.
+
+    Returns:
+        ``{image path: fault}`` of images that are missing or do not decode.
+
+    Raises:
+        DataError: anything else that is wrong.
+    """
+    coco = load_coco(dataset.ann_file, where, dataset.backend_args)
+    names = [category['name'] for category in coco['categories']]
+    check_categories(names, dataset.metainfo['classes'], where, dataset.ann_file)
+    if not coco['images'] or not coco['annotations']:
+        raise DataError(f'{where}: {dataset.ann_file} holds {len(coco["images"])} images and '
+                        f'{len(coco["annotations"])} annotations; expected at least one of each')
+    folder = dataset.data_prefix['img']
+    if not fileio.isdir(folder, backend_args=dataset.backend_args):
+        raise DataError(f"{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) "
+                        f'to the folder of the {len(coco["images"])} images that {dataset.ann_file} names')
+    paths = [osp.join(folder, image['file_name']) for image in coco['images']]
+    return faulty_images(spread(paths, f'images of {where}'), dataset.backend_args)
+
+
+def drop_images(coco: dict, folder: str, paths: Sequence[str]) -> dict:
+    """A copy of a COCO dict without some images and their annotations."""
+    paths = set(paths)
+    images = [image for image in coco['images'] if osp.join(folder, image['file_name']) not in paths]
+    kept = {image['id'] for image in images}
+    return dict(coco, images=images, annotations=[ann for ann in coco['annotations'] if ann['image_id'] in kept])
