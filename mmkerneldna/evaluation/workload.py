@@ -1,0 +1,161 @@
+"""Turn a model and a stated workload into the call that is measured."""
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from mmdet.models import BaseDetector
+from mmseg.models import BaseSegmentor
+from torch import Tensor, nn
+
+from .synthetic import detection_batch, segmentation_batch, synthetic_images
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is fed to a model, and how.
+
+    Attributes:
+        batch (int): images per call.
+        size (tuple[int, int]): H, W of each image before the model's own padding.
+        device (str): 'cpu', 'cuda', 'cuda:1', ...
+        dtype (torch.dtype, optional): autocast to bf16 or fp16; None: fp32, no autocast.
+        channels_last (bool): memory format of the kernels and of a backbone's input.
+    """
+    batch: int
+    size: Tuple[int, int]
+    device: str = 'cpu'
+    dtype: Optional[torch.dtype] = None
+    channels_last: bool = False
+
+    @property
+    def precision(self) -> str:
+        """'fp32', 'bf16' or 'fp16'."""
+        return {None: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}[self.dtype]
+
+    def autocast(self):
+        """Context of one forward pass."""
+        return nullcontext() if self.dtype is None else torch.autocast(torch.device(self.device).type, self.dtype)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to where and how this workload wants it."""
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+
+def task_of(model: nn.Module) -> str:
+    """'detection', 'segmentation', or 'backbone' for any other module."""
+    if isinstance(model, BaseDetector):
+        return 'detection'
+    return 'segmentation' if isinstance(model, BaseSegmentor) else 'backbone'
+
+
+def inference_call(model: nn.Module, workload: Workload, batch: Optional[dict] = None) -> Call:
+    """What a user runs to get a result.
+
+    A backbone: images on the device to features. A detector or segmenter: ``test_step``, that is ``uint8`` images on the
+    CPU through the data preprocessor (copy to the device, normalise, pad), the network and all post-processing.
+
+    Args:
+        model (nn.Module): in eval mode, on the workload's device.
+        workload (Workload): batch, size, device and precision.
+        batch (dict, optional): what a data loader yields, instead of synthetic images.
+    """
+    task = task_of(model)
+    if task == 'backbone':
+        return _no_grad(model, workload, _images(workload))
+    data = batch or _make_batch(task, workload, with_mask=False)
+
+    def call():
+        with torch.no_grad(), workload.autocast():
+            return model.test_step(data)
+
+    return call
+
+
+def tensor_call(model: nn.Module, workload: Workload) -> Call:
+    """The network alone, without post-processing: mm's ``mode='tensor'``; for a backbone its forward."""
+    task = task_of(model)
+    if task == 'backbone':
+        return _no_grad(model, workload, _images(workload))
+    data = model.data_preprocessor(_make_batch(task, workload, with_mask=False), False)
+
+    def call():
+        with torch.no_grad(), workload.autocast():
+            return model(data['inputs'], data['data_samples'], mode='tensor')
+
+    return call
+
+
+def train_call(model: nn.Module, workload: Workload) -> Call:
+    """One training step: forward, loss, backward, SGD step with momentum; data loading and preprocessing excluded.
+
+    The loss of a detector or segmenter is its own, on synthetic annotations (8 boxes per image, masks where the
+    model has a mask head); the loss of a backbone is the mean of the squares of all features.
+
+    Args:
+        model (nn.Module): in training mode, on the workload's device; its weights change.
+        workload (Workload): batch, size, device and precision.
+    """
+    loss = _loss_call(model, workload)
+    # The rate is small: noise as training data must not blow up the weights while the clock runs.
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
+    scaler = torch.amp.GradScaler(torch.device(workload.device).type, enabled=workload.dtype is torch.float16)
+
+    def call():
+        with workload.autocast():
+            total = loss()
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return call
+
+
+def _loss_call(model: nn.Module, workload: Workload) -> Callable[[], Tensor]:
+    task = task_of(model)
+    if task == 'backbone':
+        images = _images(workload)
+        return lambda: sum(f.float().square().mean() for f in _tensors(model(images)))
+    if task == 'segmentation':
+        _train_at_stated_size(model, workload)
+    batch = _make_batch(task, workload, with_mask=getattr(model, 'with_mask', False))
+    data = model.data_preprocessor(batch, True)
+    return lambda: model.parse_losses(model(**data, mode='loss'))[0]
+
+
+def _train_at_stated_size(model: BaseSegmentor, workload: Workload) -> None:
+    """mmseg pads training images to the crop size of the config, which is not the size that was asked for."""
+    model.data_preprocessor.size, model.data_preprocessor.size_divisor = workload.size, None
+
+
+def _make_batch(task: str, workload: Workload, with_mask: bool) -> Dict[str, List[Any]]:
+    if task == 'detection':
+        return detection_batch(workload.batch, workload.size, with_mask)
+    return segmentation_batch(workload.batch, workload.size)
+
+
+def _images(workload: Workload) -> Tensor:
+    images = torch.stack(synthetic_images(workload.batch, workload.size)).float().sub(127.5).div(58)
+    images = images.to(workload.device)
+    return images.contiguous(memory_format=torch.channels_last) if workload.channels_last else images
+
+
+def _no_grad(model: nn.Module, workload: Workload, images: Tensor) -> Call:
+    def call():
+        with torch.no_grad(), workload.autocast():
+            return model(images)
+
+    return call
+
+
+def _tensors(features) -> List[Tensor]:
+    return [features] if isinstance(features, Tensor) else list(features)
+
+
+def at(workload: Workload, batch: int, size: Tuple[int, int]) -> Workload:
+    """The same workload at another batch and size."""
+    return replace(workload, batch=batch, size=size)
