@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers import conv_gmacs
 from mmdet.models.backbones import MobileNetV2
 from mmseg.models.backbones import MobileNetV2 as SegMobileNetV2
-from test_kdna_resnet import conv_gmacs
 from torch import nn
 
 from mmkerneldna.backbones import KDNAMobileNetV2

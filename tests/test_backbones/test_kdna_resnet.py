@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import conv_gmacs
 from mmdet.models.backbones import ResNet
 from mmseg.models.backbones import ResNetV1c as SegResNetV1c
 from torch import nn
@@ -10,21 +11,6 @@ from mmkerneldna.layers import ChildConv2d
 from mmkerneldna.sharing import PLANS, SharingPlanError
 
 HEAD = {18: 512 * 1000 + 1000, 34: 512 * 1000 + 1000, 50: 2048 * 1000 + 1000, 101: 2048 * 1000 + 1000}
-
-
-def conv_gmacs(net, size=224):
-    """Multiply-accumulates of all convs, counted by hooks: output pixels x kernel size x C_in / groups x C_out."""
-    total = []
-
-    def count(conv, inputs, output):
-        total.append(output[0, 0].numel() * conv.weight.numel())
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    return sum(total) / 1e9
 
 
 # Design figures, ImageNet head included: M parameters, GMACs at 224.

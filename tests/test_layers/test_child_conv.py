@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from helpers import randomise
 from mmengine.runner.checkpoint import get_state_dict
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
@@ -23,21 +24,6 @@ class Pair(nn.Module):
 
     def forward(self, x):
         return self.parent(self.child(x))
-
-
-def randomise(module):
-    """Everything that starts as 0 or 1 gets a value that shows when it is left out."""
-    for child in module.modules():
-        if isinstance(child, ChildConv2d):
-            nn.init.normal_(child.filter_scale, std=0.3)
-            if child.spatial_scale is not None:
-                nn.init.normal_(child.spatial_scale, std=0.3)
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.running_mean.normal_()
-            child.running_var.uniform_(0.5, 2)
-            nn.init.normal_(child.weight, 1, 0.3)
-            nn.init.normal_(child.bias)
-    return module
 
 
 def naive_child(child, x):
