@@ -1,6 +1,18 @@
 """Convolution layers, one paper idea per file."""
 from .child_conv import ChildConv2d, modulate_kernel
+from .cond_conv import CondConv2d
+from .dcd_conv import DCDConv2d
+from .dy_conv import DyConv2d
+from .expert_conv import ExpertConv2d
 from .input_gate import InputGate
+from .od_conv import ODConv2d
+from .per_sample import mixture_conv2d, per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
+from .se_conv import SEConv2d
+from .swap import SwapError, build_dynamic_convs, swap_convs
 
-__all__ = ['ChildConv2d', 'InputGate', 'build_pooled_norm', 'modulate_kernel', 'pooled_norm']
+__all__ = [
+    'ChildConv2d', 'CondConv2d', 'DCDConv2d', 'DyConv2d', 'ExpertConv2d', 'InputGate', 'ODConv2d', 'SEConv2d', 'SwapError',
+    'build_dynamic_convs', 'build_pooled_norm', 'mixture_conv2d', 'modulate_kernel', 'per_sample_conv2d', 'pooled_norm',
+    'swap_convs'
+]

@@ -1,0 +1,160 @@
+"""DCD: dynamic channel fusion by matrix decomposition.
+
+Revisiting Dynamic Convolution via Matrix Decomposition, Li et al., ICLR 2021, https://arxiv.org/abs/2103.08756
+
+Letters: N batch, C_in / C_out channels, k kernel side, L latent channels, H W input size.
+"""
+import math
+from typing import NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .expert_conv import hidden_channels, init_attention, pad_for_mode
+from .pooled_norm import build_pooled_norm, pooled_norm
+
+
+class Fusion(NamedTuple):
+    """The dynamic coefficients of a sample."""
+    scale: Tensor  # Lambda(x), (N, C_out, 1, 1), each in (0, 2)
+    phi: Tensor  # Phi(x), (N, L, L)
+
+
+class FusionBranch(nn.Module):
+    """Average pool -> linear -> self gate -> two linear heads (paper, figure 2)."""
+
+    def __init__(self, channels: int, out_channels: int, hidden: int, latent: int, pool_size: int) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        self.fc = nn.Linear(channels * pool_size**2, hidden, bias=False)
+        self.self_gate = nn.Linear(hidden, hidden, bias=False)
+        self.phi_fc = nn.Linear(hidden, latent**2, bias=False)
+        self.scale_fc = nn.Linear(hidden, out_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Fusion:
+        """(N, C_in, H, W) -> Lambda and Phi."""
+        hidden = self.fc(F.adaptive_avg_pool2d(x, self.pool_size).flatten(1))
+        hidden = hidden * _gate(self.self_gate(hidden))
+        phi = self.phi_fc(hidden)
+        return Fusion(_gate(self.scale_fc(hidden))[..., None, None], phi.unflatten(1, (math.isqrt(phi.shape[1]), -1)))
+
+
+def fuse_channels(latent: Tensor, phi: Tensor) -> Tensor:
+    """Phi(x) on the latent channels of every pixel: (N, L, H, W), (N, L, L) -> (N, L, H, W)."""
+    return torch.bmm(phi, latent.flatten(2).to(phi.dtype)).view(latent.shape)
+
+
+def centre_tap(conv: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
+    """The part of ``x`` that lies under the centre of the kernel, before the stride.
+
+    With padding for an unchanged size that is ``x`` itself. An even kernel has its centre on the left.
+    """
+    margins = list(conv._reversed_padding_repeated_twice) if conv.padding_mode == 'zeros' else [0] * 4
+    for axis, (size, dilation) in enumerate(zip(reversed(conv.kernel_size), reversed(conv.dilation))):
+        before = dilation * ((size - 1) // 2)
+        margins[2 * axis] -= before
+        margins[2 * axis + 1] -= dilation * (size - 1) - before
+    return F.pad(x, margins) if any(margins) else x
+
+
+@MODELS.register_module()
+class DCDConv2d(nn.modules.conv._ConvNd):
+    """``W(x) = Lambda(x) W_0 + P Phi(x) Q^T`` (paper, equation 6).
+
+    A kernel of k x k has the fusion at its centre (the spatial factor R of section 4.3 is then one-hot, L_k = 1):
+    ``y = Lambda(x) (W_0 * x) + P (norm(Phi(x) h) + h)`` with ``h = norm(Q^T x)``. The two norms and the identity beside
+    Phi are in the released code and in the published parameters; the paper's formula leaves them out.
+
+    It is no ``nn.Conv2d``, because its output is more than one convolution: ``mmcv.cnn.fuse_conv_bn``, which would fold
+    the following BN into W_0 alone, leaves it as it is.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as in ``nn.Conv2d``.
+        groups (int): only 1; the paper keeps depthwise convolutions static.
+        latent_channels (int, optional): L. Defaults to ``int(sqrt(C_in * pool_size**2))``, the released ResNets'.
+        pool_size (int): side of the pooled map in front of the fusion branch; 1 in the paper's bottleneck blocks, 2 in
+            its basic blocks (ResNet-18). Defaults to 1.
+        reduction (int): max(pooled features, L^2) over the hidden width of the fusion branch, which is at least 4.
+            Defaults to 16 (the paper).
+        norm_cfg (dict, optional): the two norms, BN (the paper), SyncBN, GN or None.
+
+    Raises:
+        ValueError: ``groups`` other than 1, L or ``pool_size`` below 1, ``reduction`` out of range, or a layer norm.
+    """
+
+    # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static (released
+    # code), and so does the block without expansion of MobileNetV2
+    paper_patterns = {
+        'ResNet': ['layer*.conv*'],
+        # mmdet's names, then mmseg's
+        'MobileNetV2': ['layer[2-7].*.expand_conv.*', 'layer[2-7].*.linear_conv.*', 'layer[2-7].*.conv.[02].conv'],
+    }
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 kernel_size,
+                 stride=1,
+                 padding=0,
+                 dilation=1,
+                 groups: int = 1,
+                 bias: bool = True,
+                 padding_mode: str = 'zeros',
+                 latent_channels: Optional[int] = None,
+                 pool_size: int = 1,
+                 reduction: int = 16,
+                 norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+        if groups != 1:
+            raise ValueError(f'DCDConv2d fuses all channels and has no form for groups={groups}: use groups=1 or keep '
+                             'this convolution static')
+        pairs = [nn.modules.utils._pair(value) for value in (kernel_size, stride, dilation)]
+        padding = padding if isinstance(padding, str) else nn.modules.utils._pair(padding)
+        super().__init__(in_channels, out_channels, pairs[0], pairs[1], padding, pairs[2], False, (0, 0), 1, bias,
+                         padding_mode)
+        latent = latent_channels if latent_channels is not None else math.isqrt(in_channels * pool_size**2)
+        if latent < 1 or pool_size < 1:
+            raise ValueError(f'latent_channels={latent_channels} and pool_size={pool_size} must be at least 1')
+        hidden = hidden_channels(max(in_channels * pool_size**2, latent**2), reduction, 4)
+        # In this order fuse_conv_bn folds norm_q into q and finds no convolution in front of norm_phi.
+        self.q = nn.Conv2d(in_channels, latent, 1, pairs[1], bias=False)
+        self.norm_q = self._build_norm(norm_cfg, latent)
+        self.fusion = FusionBranch(in_channels, out_channels, hidden, latent, pool_size)
+        self.norm_phi = self._build_norm(norm_cfg, latent)
+        self.p = nn.Conv2d(latent, out_channels, 1, bias=False)
+        self.init_weights()
+
+    @staticmethod
+    def _build_norm(norm_cfg, channels):
+        norm = build_pooled_norm(norm_cfg, channels)
+        if isinstance(norm, nn.LayerNorm):
+            raise ValueError(f'norm_cfg={norm_cfg} normalises pooled features only; DCDConv2d has maps: use BN, GN or None')
+        return norm
+
+    def init_weights(self) -> None:
+        """Kaiming-normal W_0, P and Q (fan out), zero bias; the linear layers keep torch's init, as released."""
+        nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        init_attention([self.q, self.p])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        fusion = self.fusion(x)
+        x, padding = pad_for_mode(self, x)
+        static = F.conv2d(x, self.weight, None, self.stride, padding, self.dilation)
+        latent = _norm(self.norm_q, self.q(centre_tap(self, x)))
+        latent = _norm(self.norm_phi, fuse_channels(latent, fusion.phi)) + latent
+        y = static * fusion.scale + self.p(latent)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    # one pixel is as little to a BN as a pooled map
+    return pooled_norm(norm, x) if tuple(x.shape[-2:]) == (1, 1) else norm(x)
+
+
+def _gate(x: Tensor) -> Tensor:
+    """Hard sigmoid stretched to (0, 2): one at zero."""
+    return F.relu6(x + 3) / 3

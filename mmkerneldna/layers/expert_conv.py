@@ -1,0 +1,128 @@
+"""Conv2d with n static expert kernels: what CondConv, DyConv and ODConv have in common.
+
+Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
+"""
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .per_sample import mixture_conv2d
+
+
+def check_num_experts(num_experts: int) -> None:
+    """Raise ValueError unless ``num_experts`` is a whole number of at least one."""
+    if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
+        raise ValueError(f'num_experts={num_experts!r} must be a whole number of at least 1; '
+                         'for a static convolution use Conv2d')
+
+
+def hidden_channels(channels: int, reduction: int, min_channels: int) -> int:
+    """Width of the hidden layer of an attention: ``channels / reduction`` rounded down, at least ``min_channels``.
+
+    Raises:
+        ValueError: ``reduction`` below 1, or larger than both numbers of channels.
+    """
+    if min_channels < 1:
+        raise ValueError(f'min_channels={min_channels} must be at least 1')
+    if not 1 <= reduction <= max(channels, min_channels):
+        raise ValueError(f'reduction={reduction} must lie between 1 and the {channels} channels it divides '
+                         f'(or min_channels={min_channels} where there are fewer)')
+    return max(channels // reduction, min_channels)
+
+
+def check_temperature(temperature: float) -> float:
+    """Return ``temperature`` as a float; ValueError unless it is positive."""
+    if temperature <= 0:
+        raise ValueError(f'temperature={temperature} must be positive; 1 leaves the attention as it is')
+    return float(temperature)
+
+
+def pad_for_mode(conv: nn.modules.conv._ConvNd, x: Tensor) -> Tuple[Tensor, Any]:
+    """Pad ``x`` as ``conv.padding_mode`` says; returns it with the padding that is left to the convolution."""
+    if conv.padding_mode == 'zeros':
+        return x, conv.padding
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+
+
+class ExpertConv2d(nn.Conv2d):
+    """Base of the mixtures: ``weight`` holds n kernels, (n, C_out, C_in/g, k, k).
+
+    A subclass computes an attention from its input and calls :meth:`convolve`. It stays an ``nn.Conv2d``, so that
+    upstream code finds the geometry where it looks for it and ``mmcv.cnn.fuse_conv_bn`` folds a BN into all experts, but
+    *not a direct child of it* for mmengine: ``dict(type='Kaiming', layer='Conv2d')`` compares the class and its direct
+    bases by name and would take n for C_out in the fan. The experts have a Kaiming init of their own, one fan per
+    expert, on construction and in :meth:`init_weights`, which mmengine and mmcv call in place of theirs.
+
+    The kernel of a static checkpoint, (C_out, C_in/g, k, k), seeds every expert, divided by ``static_gain`` so that
+    the layer starts at the static output: swap the convolutions of a net, then load the static weights.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
+        num_experts (int): n.
+
+    Raises:
+        ValueError: ``num_experts`` below 1, or what ``nn.Conv2d`` refuses.
+    """
+
+    #: factor on the mixed kernel while every logit of the attention is zero
+    static_gain = 1.0
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 kernel_size,
+                 stride=1,
+                 padding=0,
+                 dilation=1,
+                 groups: int = 1,
+                 bias: bool = True,
+                 padding_mode: str = 'zeros',
+                 num_experts: int = 4) -> None:
+        check_num_experts(num_experts)
+        # on 'meta': the single kernel, replaced at once, costs neither memory nor random numbers
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode,
+                         device='meta')
+        self.num_experts = num_experts
+        self.weight = nn.Parameter(torch.empty(num_experts, *self.weight.shape))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def init_weights(self) -> None:
+        """Kaiming-normal experts (fan out, as mmengine's default for convolutions), zero bias."""
+        for kernel in self.weight:
+            nn.init.kaiming_normal_(kernel, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def convolve(self, x: Tensor, attention: Optional[Tensor], bias: Optional[Tensor],
+                 spatial: Optional[Tensor] = None) -> Tensor:
+        """Convolve with the mixed kernels, see :func:`.per_sample.mixture_conv2d`."""
+        x, padding = pad_for_mode(self, x)
+        return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, spatial)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
+        if _is_static(state_dict.get(prefix + 'weight'), self.weight):
+            state_dict = dict(state_dict)  # the caller's stays as it was
+            state_dict[prefix + 'weight'] = (state_dict[prefix + 'weight'] / self.static_gain).expand_as(self.weight)
+            if _is_static(state_dict.get(prefix + 'bias'), self.bias):
+                state_dict[prefix + 'bias'] = state_dict[prefix + 'bias'].expand_as(self.bias)
+            print_log(f'{prefix}weight: a static kernel seeds all {self.num_experts} experts', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, num_experts={self.num_experts}'
+
+
+def _is_static(loaded: Optional[Tensor], experts: Optional[Tensor]) -> bool:
+    return loaded is not None and experts is not None and loaded.shape == experts.shape[1:]
+
+
+def init_attention(convs: List[nn.Conv2d]) -> None:
+    """Kaiming-normal kernels (fan out) and zero bias: every attention starts near its middle."""
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
