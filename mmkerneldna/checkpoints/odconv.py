@@ -1,0 +1,77 @@
+"""Checkpoints of the authors' ODConv code, renamed to our nets.
+
+The released nets (OSVAI/ODConv, ``models/od_resnet.py`` and ``models/od_mobilenetv2.py``) become those of
+
+    dict(type='DynamicConvs', module=dict(type='ResNet', depth=18), conv=dict(type='ODConv2d', num_experts=4))
+
+and of ``MobileNetV2`` of mmdet (widths 0.5, 0.75 and 1.0 have the same names). ``num_experts`` is the ``kernel_num`` they
+were trained with, and shows in the shape of the ``weight`` of any dynamic layer.
+"""
+from typing import Any, Dict, Iterable, Mapping
+
+from torch import Tensor
+
+from .official import unwrap
+
+#: blocks in each stage of MobileNetV2
+MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+
+
+def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
+    """Turn a checkpoint of the authors' ODConv code into the state dict of our backbone; the net is read off the keys.
+
+    Args:
+        state_dict: a state dict of an ``od_resnet*`` or ``od_mobilenetv2_*``; a ``module.`` prefix and a checkpoint that
+            holds the state dict under ``state_dict`` or ``model`` are understood. The classifier is dropped.
+
+    Returns:
+        A state dict that loads strictly into the net above. Their temperature is no part of it: it is 1 after training.
+
+    Raises:
+        ValueError: keys of neither net, or a net without ODConv layers.
+    """
+    state_dict = unwrap(state_dict)
+    rename = _renaming(state_dict)
+    if not any('.attention.' in key for key in state_dict):
+        raise ValueError('not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the swapped '
+                         'net as it is')
+    converted, foreign = {}, []
+    for key, value in state_dict.items():
+        prefix = next((p for p in rename if key.startswith(p + '.')), None)
+        if prefix is None:
+            foreign.append(key)
+        elif rename[prefix]:
+            converted[rename[prefix] + key[len(prefix):].replace('.attention.bn.', '.attention.norm.')] = value
+    if foreign:
+        raise ValueError(f'{len(foreign)} keys belong to no layer of the released nets: {_some(foreign)}')
+    return converted
+
+
+def _renaming(keys: Iterable[str]) -> Dict[str, str]:
+    """Their prefix -> ours, the classifier -> ''."""
+    heads = {key.split('.')[0] for key in keys}
+    if {'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'} <= heads:
+        return {**{name: name for name in ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}, 'fc': ''}
+    if 'features' in heads:
+        return _mobilenet_renaming()
+    raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) or '
+                     f'od_mobilenetv2 (features), got {_some(sorted(heads))}')
+
+
+def _mobilenet_renaming() -> Dict[str, str]:
+    rename = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'features.18.0': 'conv2.conv',
+              'features.18.1': 'conv2.bn', 'classifier': ''}
+    blocks = [(stage, block) for stage, count in enumerate(MOBILENET_BLOCKS, 1) for block in range(count)]
+    for position, (stage, block) in enumerate(blocks, 1):
+        # the first block has no expansion
+        layers = ['depthwise_conv'] if position == 1 else ['expand_conv', 'depthwise_conv']
+        for i, layer in enumerate(layers):
+            rename[f'features.{position}.conv.{i}.0'] = f'layer{stage}.{block}.{layer}.conv'
+            rename[f'features.{position}.conv.{i}.1'] = f'layer{stage}.{block}.{layer}.bn'
+        rename[f'features.{position}.conv.{len(layers)}'] = f'layer{stage}.{block}.linear_conv.conv'
+        rename[f'features.{position}.conv.{len(layers) + 1}'] = f'layer{stage}.{block}.linear_conv.bn'
+    return rename
+
+
+def _some(names, limit: int = 5) -> str:
+    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
