@@ -1,0 +1,181 @@
+"""Read checkpoints safely and say plainly what is wrong with one.
+
+A pickle can run code. torch's ``weights_only=True`` refuses everything but tensors and plain containers, while mmengine
+stores its message hub and numpy numbers next to the weights, and falls back to the unsafe mode when they are refused.
+Here exactly these types are let through, and nothing falls back.
+"""
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+LISTED = 5  # keys named per kind of mismatch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message is one line, but for the lists of keys."""
+
+
+def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict:
+    """Read a local checkpoint.
+
+    Args:
+        path (str): a file written by ``torch.save``.
+        map_location: as for ``torch.load``.
+        unsafe (bool): allow any pickle, which can run code. For files whose author you trust.
+
+    Returns:
+        dict: what the file holds.
+
+    Raises:
+        CheckpointError: no such file, cut short or damaged, or it holds objects other than weights.
+    """
+    path = os.path.expanduser(str(path))
+    if not os.path.isfile(path):
+        raise CheckpointError(f'checkpoint {path} does not exist')
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(path, map_location=map_location, weights_only=not unsafe)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f'checkpoint {path} is cut short or damaged '
+                              f'({str(error).splitlines()[0] if str(error) else type(error).__name__})') from error
+
+
+def _refusal(path: str, reason: str) -> str:
+    held = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class|find_class) (\S+)', reason)
+    if held is None and 'Unsupported' not in reason:
+        return f'checkpoint {path} is cut short, damaged or no checkpoint at all ({reason.splitlines()[0]})'
+    return (f'checkpoint {path} holds {held.group(1) if held else "objects"} besides weights, and unpickling that can run '
+            'code; if you trust its author, allow it with --unsafe-checkpoint')
+
+
+def _history_method(owner: type, name: str):
+    """Stands in for ``getattr`` while unpickling: mmengine stores the statistics methods of its ``HistoryBuffer``."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {owner}.{name}')
+    return getattr(owner, name)
+
+
+def _safe_globals() -> list:
+    dtypes = {type(np.dtype(t)) for t in (bool, 'u1', 'i1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8')}
+    return [HistoryBuffer, (_history_method, 'builtins.getattr'), slice, np.ndarray, np.dtype, *dtypes,
+            np._core.multiarray._reconstruct, np._core.multiarray.scalar]
+
+
+def install_safe_loading(unsafe: bool = False) -> None:
+    """Make mmengine read every checkpoint this way: local files by :func:`read_checkpoint`, the others by torch's switch.
+
+    ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained', ...)`` all pass through mmengine's loader.
+    """
+
+    def load_local(filename, map_location):
+        return read_checkpoint(filename, map_location, unsafe)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_local, force=True)
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' if not unsafe else 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
+    os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' if unsafe else 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How a checkpoint differs from a model.
+
+    Attributes:
+        missing (list[str]): keys of the model that the checkpoint lacks.
+        unexpected (list[str]): keys of the checkpoint that the model lacks.
+        shapes (dict): key -> (shape in the model, shape in the checkpoint).
+        total (int): keys of the model.
+    """
+    missing: List[str]
+    unexpected: List[str]
+    shapes: Dict[str, Tuple[tuple, tuple]]
+    total: int
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        kinds = [('missing in it', self.missing), ('unexpected in it', self.unexpected),
+                 ('of another shape', [f'{k} (model {m}, checkpoint {c})' for k, (m, c) in self.shapes.items()])]
+        lines = [f'of the {self.total} entries of the model {len(self.missing)} are missing and {len(self.shapes)} have '
+                 f'another shape; {len(self.unexpected)} entries are unexpected']
+        return '\n'.join(lines + [_listing(title, keys) for title, keys in kinds if keys])
+
+
+def _listing(title: str, keys: List[str]) -> str:
+    more = f', ... and {len(keys) - LISTED} more' if len(keys) > LISTED else ''
+    return f'  {len(keys)} {title}: {", ".join(keys[:LISTED])}{more}'
+
+
+def compare_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> Mismatch:
+    """Compare a checkpoint's entries with a model's, by name and shape.
+
+    BatchNorm's ``num_batches_tracked`` may lack (old files do); a ``module.`` prefix is taken off.
+    """
+    theirs = {re.sub(r'^module\.', '', key): tuple(value.shape) for key, value in state_dict.items()
+              if hasattr(value, 'shape')}
+    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = [key for key in ours if key not in theirs and not key.endswith('num_batches_tracked')]
+    shapes = {key: (shape, theirs[key]) for key, shape in ours.items() if key in theirs and theirs[key] != shape}
+    return Mismatch(missing, [key for key in theirs if key not in ours], shapes, len(ours))
+
+
+def check_architecture(model: nn.Module, checkpoint: Mapping, path: str, allow_partial: bool = False) -> None:
+    """Refuse a checkpoint of another architecture.
+
+    Args:
+        model (nn.Module): the model about to load it.
+        checkpoint (dict): with a ``state_dict``, or itself one.
+        path (str): for the message.
+        allow_partial (bool): log the differences instead, for fine-tuning from another head or backbone.
+
+    Raises:
+        CheckpointError: counts and first names of missing, unexpected and differently shaped entries.
+    """
+    mismatch = compare_state_dict(model, checkpoint.get('state_dict', checkpoint))
+    if not mismatch:
+        return
+    message = f'checkpoint {path} does not fit {type(model).__name__}: {mismatch}'
+    if not allow_partial:
+        raise CheckpointError(message)
+    print_log(f'{message}\nLoaded as far as it fits.', logger='current')
+
+
+def find_whole_checkpoint(work_dir: str, unsafe: bool = False) -> Optional[Tuple[str, dict]]:
+    """Find the newest checkpoint of a run that reads whole.
+
+    A run killed while it writes leaves a file cut short; that one is named and passed over.
+
+    Returns:
+        tuple[str, dict], optional: path and content; None in a work_dir without any checkpoint.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
+    """
+    damaged = []
+    for path in sorted(Path(work_dir).glob('*_*.pth'), key=_age):
+        if not re.fullmatch(r'(epoch|iter)_\d+', path.stem):
+            continue
+        try:
+            return str(path), read_checkpoint(path, unsafe=unsafe)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            print_log(f'{error}; looking for an earlier one', logger='current')
+    if damaged:
+        raise CheckpointError(f'no whole checkpoint in {work_dir}: {"; ".join(damaged)}; start anew without --resume')
+    return None
+
+
+def _age(path: Path) -> tuple:
+    """Newest first; a longer earlier run in the same work_dir must not win by its number."""
+    return -path.stat().st_mtime_ns, -int(re.sub(r'\D', '', path.stem) or 0)

@@ -1,0 +1,30 @@
+"""Refuse a checkpoint of another architecture, whoever loads it."""
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+
+from ..checkpoints.loading import check_architecture
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Compares a checkpoint with the model before mmengine loads it, which otherwise only logs differences.
+
+    Args:
+        allow_partial (bool): log the differences and load what fits.
+
+    Raises:
+        CheckpointError: entries missing, unexpected or of another shape.
+    """
+    priority = 'VERY_LOW'  # after hooks that rewrite the checkpoint, such as EMA
+
+    def __init__(self, allow_partial: bool = False) -> None:
+        self.allow_partial = allow_partial
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Check before the weights go into the model."""
+        wrapped = is_model_wrapper(runner.model) or isinstance(runner.model, BaseTTAModel)
+        model = runner.model.module if wrapped else runner.model
+        # A resumed run has to go on where it was, so nothing may differ.
+        allow = self.allow_partial and not runner._resume
+        check_architecture(model, checkpoint, runner._load_from or 'being resumed', allow)

@@ -1,0 +1,234 @@
+"""What the training and the test tool do to a config before a Runner gets it: the same for detection and segmentation."""
+import difflib
+import logging
+import os
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Optional
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
+from ..datasets import override_data_root
+from .user_errors import UsageError
+
+
+def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none') -> Config:
+    """Read a config from a file, or from an installed package by ``mmkerneldna::folder/name.py``.
+
+    Raises:
+        UsageError: there is no such file, or it can't be parsed.
+    """
+    if '::' not in name and not os.path.isfile(name):
+        raise UsageError(f'config {name} does not exist{_near_files(name)}')
+    try:
+        cfg = get_config(name) if '::' in name else Config.fromfile(name)
+    except (SyntaxError, FileNotFoundError) as error:
+        raise UsageError(f'config {name}: {" ".join(str(error).split())}') from error
+    cfg.launcher = launcher
+    options = dict(options or {})
+    if 'data_root' in options:  # paths were joined with it while the config was read
+        override_data_root(cfg, options.pop('data_root'))
+    cfg.merge_from_dict(options)
+    if 'model' not in cfg:
+        raise UsageError(f'config {name} has no model: it is a base, name one of the configs built on it')
+    return cfg
+
+
+def _near_files(name: str) -> str:
+    folder = Path(name).parent
+    names = [path.name for path in folder.glob('*.py')] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.4)
+    return f'; nearest in {folder}: {", ".join(near)}' if near else ''
+
+
+def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
+    """Command line over config over ``work_dirs/<config name>``; create it and make sure that it can be written.
+
+    Raises:
+        UsageError: it can't.
+    """
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(name.split('::')[-1]).stem)
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=cfg.work_dir).close()
+    except OSError as error:
+        raise UsageError(f'work_dir {cfg.work_dir} is not writable ({error.strerror}); name another by --work-dir') from error
+
+
+def unsync_batch_norm(cfg: Config) -> None:
+    """Replace ``SyncBN`` by ``BN`` in the model config where one process or a CPU can't run it; say so once."""
+    if cfg.launcher != 'none' and torch.cuda.is_available():
+        return
+    count = _replace_type(cfg.model, 'SyncBN', 'BN')
+    if count:
+        print_log(f'SyncBN needs several GPU processes: {count} norm settings of the model are BN in this run.',
+                  logger='current')
+
+
+def _replace_type(node, old: str, new: str) -> int:
+    if isinstance(node, dict):
+        found = int(node.get('type') == old)
+        if found:
+            node['type'] = new
+        return found + sum(_replace_type(value, old, new) for value in node.values())
+    return sum(_replace_type(value, old, new) for value in node) if isinstance(node, (list, tuple)) else 0
+
+
+def warn_frozen_random(cfg: Config) -> None:
+    """Say that stages are frozen at random weights, where a config freezes them and loads nothing."""
+    backbone = cfg.model.get('backbone', {})
+    loads = cfg.get('load_from') or cfg.model.get('pretrained') or backbone.get('init_cfg')
+    if backbone.get('frozen_stages', -1) >= 0 and not loads:
+        print_log(f'the backbone freezes its first {backbone.frozen_stages} stage(s) and loads no weights: they stay random. '
+                  'Give it weights (model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE) or train '
+                  'all of it (model.backbone.frozen_stages=-1 model.backbone.norm_eval=False) by --cfg-options.',
+                  logger='current', level=logging.WARNING)
+
+
+def add_hook(cfg: Config, hook: dict) -> None:
+    """Add a custom hook unless the config has one of its type."""
+    hooks = cfg.get('custom_hooks') or []
+    if all(known['type'] != hook['type'] for known in hooks):
+        cfg.custom_hooks = [*hooks, hook]
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in mixed precision.
+
+    Raises:
+        UsageError: no GPU, or an optimizer wrapper of another kind.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UsageError(f"--amp takes the place of an 'OptimWrapper', and the config has {kind!r}")
+    if not torch.cuda.is_available():
+        raise UsageError('--amp needs a CUDA device, and torch sees none')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate to the real batch size.
+
+    Raises:
+        UsageError: the config does not say for what batch size its learning rate is.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UsageError('--auto-scale-lr needs the batch size that the learning rate was chosen for: set '
+                         'auto_scale_lr=dict(base_batch_size=...) in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_seed(cfg: Config, seed: Optional[int], deterministic: bool) -> None:
+    """Take the seed and the determinism from the command line."""
+    randomness = cfg.setdefault('randomness', ConfigDict())
+    if seed is not None:
+        randomness.seed = seed
+    if deterministic:
+        randomness.deterministic = True
+
+
+def set_resume(cfg: Config, resume: Optional[str], unsafe: bool = False) -> None:
+    """Resume from a named checkpoint, or for ``'auto'`` from the newest whole one in the work_dir, if there is any.
+
+    The seed comes from the checkpoint: mmengine restores it only after the sampler has drawn the order of the data.
+
+    Raises:
+        CheckpointError: the checkpoint named, or every one there is, can't be read.
+        UsageError: it holds weights only.
+    """
+    if resume is None:
+        return
+    if resume == 'auto':
+        found = find_whole_checkpoint(cfg.work_dir, unsafe)
+        if found is None:
+            print_log(f'no checkpoint in {cfg.work_dir} to resume from: starting anew', logger='current')
+            return
+    else:
+        found = resume, read_checkpoint(resume, unsafe=unsafe)
+    cfg.load_from, checkpoint = found
+    if not {'meta', 'optimizer'} <= set(checkpoint):
+        raise UsageError(f'checkpoint {cfg.load_from} holds no optimizer state to resume; start from its weights with '
+                         f'--cfg-options load_from={cfg.load_from}')
+    cfg.resume = True
+    seed = checkpoint['meta'].get('seed')
+    if seed is not None:
+        cfg.setdefault('randomness', ConfigDict()).seed = seed
+
+
+def use_tta(cfg: Config) -> None:
+    """Test-time augmentation as the config states it; for detection flips where it states none.
+
+    Raises:
+        UsageError: a segmentation config without ``tta_model`` and ``tta_pipeline``.
+    """
+    if cfg.get('default_scope') == 'mmdet':
+        _default_detection_tta(cfg)
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UsageError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+
+
+def _default_detection_tta(cfg: Config) -> None:
+    cfg.setdefault('tta_model', dict(type='DetTTAModel',
+                                     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    if 'tta_pipeline' in cfg:
+        return
+    pipeline = deepcopy(innermost_dataset(cfg.test_dataloader.dataset).pipeline)
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+    pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [dict(type='PackDetInputs', meta_keys=keys)]])
+    cfg.tta_pipeline = pipeline
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """The data set config inside wrappers such as RepeatDataset."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def draw_predictions(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
+    """Turn the visualization hook on, on screen or into files.
+
+    Raises:
+        UsageError: the config has none.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UsageError('--show and --show-dir need a visualization hook in default_hooks')
+    hook.draw = True
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if show_dir and cfg.get('default_scope') == 'mmdet':
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        cfg.visualizer.save_dir = show_dir
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Keep the predictions: a pickle for detection, a folder of label maps for segmentation.
+
+    Raises:
+        UsageError: a detection output that is not named ``*.pkl``.
+    """
+    if cfg.get('default_scope') == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {out} must be named *.pkl for a detector')
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The Runner, of the type that the config names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

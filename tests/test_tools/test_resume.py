@@ -1,0 +1,49 @@
+"""A run killed by SIGKILL and resumed reaches bit for bit the weights of a run that was left alone."""
+import os
+
+import pytest
+import torch
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_process, run_tool, train_argv
+
+from mmkerneldna.checkpoints.loading import read_checkpoint
+
+
+def assert_same_run(one, other):
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    for key, value in one['state_dict'].items():
+        assert torch.equal(value, other['state_dict'][key]), key
+    states, others = one['optimizer']['state'], other['optimizer']['state']
+    assert all(torch.equal(states[i]['exp_avg'], others[i]['exp_avg']) for i in states)
+    assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
+
+
+def killed_run(config, data, work_dir, at):
+    deadly = work_dir.parent / 'deadly.py'
+    deadly.write_text(f"_base_ = {str(ROOT / config)!r}\n"
+                      "custom_imports = dict(imports=['mmkerneldna', 'kill_hook'])\n"
+                      f"custom_hooks = [dict(type='KillHook', at={at})]\n")
+    killed = run_process('train.py', [str(deadly), *train_argv(config, data, work_dir)[1:]])
+    assert killed.returncode == -9, killed.stderr
+
+
+def cut_short(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize('config, last, kill_at, cut, resumed_from', [
+    (DETECTOR, 'epoch_3.pth', 7, 'epoch_2.pth', 'epoch_1.pth'),
+    (SEGMENTER, 'iter_6.pth', 4, None, 'iter_4.pth'),
+], ids=['detector, last checkpoint cut short', 'segmenter, other number of workers'])
+def test_killed_and_resumed(config, last, kill_at, cut, resumed_from, shapes, tmp_path, capfd):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    # 'numpy' and 'random' state must not leak from one run into the next: each draws from (seed, position) only.
+    assert run_tool('train.py', train_argv(config, shapes, whole)) == 0
+    killed_run(config, shapes, broken, kill_at)
+    assert not (broken / last).exists()
+    if cut:
+        cut_short(broken / cut)
+    workers = ['train_dataloader.num_workers=1'] if cut is None else []
+    assert run_tool('train.py', train_argv(config, shapes, broken, '--resume', options=workers)) == 0
+    out = capfd.readouterr()
+    assert 'resumed epoch' in out.out + out.err and str(broken / resumed_from) in out.out + out.err
+    assert_same_run(read_checkpoint(whole / last), read_checkpoint(broken / last))

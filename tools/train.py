@@ -1,0 +1,67 @@
+"""Train a detector or a segmenter from a config."""
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmkerneldna.checkpoints.loading import install_safe_loading
+from mmkerneldna.datasets import check_data
+from mmkerneldna.engine import launch, make_repeatable
+from mmkerneldna.engine.user_errors import one_line_errors
+from mmkerneldna.sharing.optimizer import check_paramwise
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a file, or mmkerneldna::folder/name.py of the installed package')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the real batch size')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from this checkpoint, or from the newest whole one in the work dir')
+    parser.add_argument('--seed', type=int, help='seed of the run')
+    parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms (slower on a GPU)')
+    parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
+                        help='what to do about images that do not decode')
+    parser.add_argument('--allow-partial-load', action='store_true',
+                        help='load_from a checkpoint of another head or backbone as far as it fits')
+    parser.add_argument('--unsafe-checkpoint', action='store_true',
+                        help='read checkpoints that hold more than weights; that can run code, so only for files you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def prepare_config(args):
+    """The config as the Runner gets it."""
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    launch.set_work_dir(cfg, args.config, args.work_dir)
+    launch.set_seed(cfg, args.seed, args.deterministic)
+    launch.set_resume(cfg, args.resume, args.unsafe_checkpoint)
+    if args.amp:
+        launch.use_amp(cfg)
+    if args.auto_scale_lr:
+        launch.use_auto_scale_lr(cfg)
+    launch.unsync_batch_norm(cfg)
+    launch.add_hook(cfg, dict(type='CheckpointFitHook', allow_partial=args.allow_partial_load))
+    make_repeatable(cfg)
+    return cfg
+
+
+def main():
+    args = parse_args()
+    with one_line_errors():
+        install_safe_loading(args.unsafe_checkpoint)
+        cfg = prepare_config(args)
+        check_data(cfg, splits=('train', 'val'), on_corrupt=args.corrupt_images)
+        launch.warn_frozen_random(cfg)
+        runner = launch.build_runner(cfg)
+        check_paramwise(runner.model, cfg.optim_wrapper)
+        runner.train()
+
+
+if __name__ == '__main__':
+    main()
