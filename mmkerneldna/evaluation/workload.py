@@ -1,6 +1,6 @@
 """Turn a model and a stated workload into the call that is measured."""
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -154,8 +154,3 @@ def _no_grad(model: nn.Module, workload: Workload, images: Tensor) -> Call:
 
 def _tensors(features) -> List[Tensor]:
     return [features] if isinstance(features, Tensor) else list(features)
-
-
-def at(workload: Workload, batch: int, size: Tuple[int, int]) -> Workload:
-    """The same workload at another batch and size."""
-    return replace(workload, batch=batch, size=size)

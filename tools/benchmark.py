@@ -1,0 +1,120 @@
+"""Cost of models side by side, without training: latency, throughput, GMACs, parameters, memory.
+
+    python tools/benchmark.py configs/a.py kdna=configs/b.py --scope backbone --batch 1 32 --size 224
+    python tools/benchmark.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py configs/b.py --batch 1 --size 800x1344
+
+All models run in this process and take turns. A backbone is timed from images on the device to features; a whole model
+by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector finds
+other numbers of objects, and its post-processing costs accordingly. `x first` is the latency over that of the first
+config, in the same process. What fails or runs out of memory is named in its cell.
+"""
+import argparse
+from pathlib import Path
+
+import torch
+
+from mmkerneldna.engine import launch
+from mmkerneldna.engine.user_errors import UsageError, one_line_errors
+from mmkerneldna.evaluation.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
+from mmkerneldna.evaluation.environment import describe, environment
+from mmkerneldna.evaluation.input_size import parse_sizes, size_from_config
+from mmkerneldna.evaluation.tables import (Column, failure_notes, markdown, rich_table, wide_console, write_csv,
+                                           write_json, write_text)
+from mmkerneldna.evaluation.workload import Workload
+
+PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch'), Column('height', 'H'), Column('width', 'W'))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='a file, or package::folder/name.py')
+    parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
+    parser.add_argument('--batch', type=int, nargs='+', default=[1, 32])
+    parser.add_argument('--size', nargs='+', help='H W, HxW, or one number for a square; several go '
+                        '(default: 224 for backbones, else what the first config states)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
+                        help='autocast (bf16 if no type is named)')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--train-step', action='store_true', help='also time forward, loss, backward and optimizer step')
+    parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
+    parser.add_argument('--warmup', type=int, default=5, help='rounds before them')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark'))
+    return parser.parse_args()
+
+
+def prepare(model: torch.nn.Module, workload: Workload, args) -> torch.nn.Module:
+    """The model that is timed, from the model as it was built (eval mode, on the device): eager, unchanged."""
+    return model
+
+
+def read_subjects(args):
+    """Subjects, and the config of the first."""
+    subjects, first = [], None
+    for text in args.configs:
+        name, _, path = text.rpartition('=')
+        cfg = launch.load_config(path)
+        launch.unsync_batch_norm(cfg)
+        first = first or cfg
+        subjects.append(Subject(name or Path(path.split('::')[-1]).stem,
+                                lambda cfg=cfg: build_from_config(cfg, args.scope)))
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise UsageError(f'two configs have one name ({", ".join(names)}); write NAME=CONFIG')
+    return subjects, first
+
+
+def read_workloads(args, cfg):
+    try:
+        sizes = parse_sizes(args.size or [])
+    except ValueError as error:
+        raise UsageError(f'--size: {error}') from None
+    if not sizes:
+        stated = None if args.scope == 'backbone' else size_from_config(cfg)
+        sizes = [stated or (224, 224)]
+    return [Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last)
+            for size in sizes for batch in args.batch]
+
+
+def title_of(args) -> str:
+    layout = ', channels_last' if args.channels_last else ''
+    return (f'{args.scope}, {args.amp}{layout}, {args.device}, median of {args.repeats} interleaved rounds after '
+            f'{args.warmup} to warm up')
+
+
+def write_files(args, facts, rows, columns) -> None:
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    settings = dict(scope=args.scope, repeats=args.repeats, warmup=args.warmup)
+    write_json(args.out_dir / 'benchmark.json', dict(environment=facts, settings=settings, rows=rows))
+    write_csv(args.out_dir / 'benchmark.csv', [{**row, 'scope': args.scope, **facts} for row in rows])
+    notes = [f'- {note}' for note in failure_notes(rows)]
+    write_text(args.out_dir / 'benchmark.md', '\n'.join(
+        [f'# {title_of(args)}', '', describe(facts), '', markdown(rows, columns), *notes]) + '\n')
+
+
+def main():
+    args = parse_args()
+    console = wide_console()
+    with one_line_errors():
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        subjects, cfg = read_subjects(args)
+        workloads = read_workloads(args, cfg)
+        columns = LEAD_COLUMNS + COST_COLUMNS + (TRAIN_COLUMNS if args.train_step else ())
+        facts = environment(args.device)
+        benchmark = Benchmark(subjects, workloads, lambda model, workload: prepare(model, workload, args),
+                              args.repeats, args.warmup)
+        # After each workload, so that a run that is killed keeps what it measured.
+        with console.status(f'{len(subjects)} models, {len(workloads)} workloads'):
+            rows = benchmark.run(args.train_step, lambda rows: write_files(args, facts, rows, columns))
+    console.print(describe(facts), style='dim')
+    console.print(rich_table(rows, columns, title_of(args)))
+    for note in failure_notes(rows):
+        console.print(f'- {note}', style='red', markup=False)
+    console.print(f'{args.out_dir}/benchmark.json, .csv, .md')
+
+
+if __name__ == '__main__':
+    main()

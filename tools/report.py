@@ -1,0 +1,67 @@
+"""One table, accuracy next to cost, and an accuracy-latency plot from the work_dirs of any number of runs.
+
+    python tools/report.py work_dirs/a work_dirs/b --out-dir work_dirs/report
+    python tools/report.py work_dirs --seeds            # every run below; runs of one config become mean ± std
+
+Writes report.html (self-contained), report.md, report.csv, report.json and pareto.png. The score of a run is its test's,
+else its last validation's; the table says which.
+"""
+import argparse
+from pathlib import Path
+
+from mmkerneldna.engine.user_errors import UsageError, one_line_errors
+from mmkerneldna.evaluation.report import make_report, report_columns, write_report
+from mmkerneldna.evaluation.results import NoRunsError, collect_run, find_runs, group_rows
+from mmkerneldna.evaluation.tables import rich_table, wide_console
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a run, or a folder above several')
+    parser.add_argument('--seeds', action='store_true', help='one line per config: mean and spread over its runs')
+    parser.add_argument('--title', default='Accuracy and cost')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/report'))
+    return parser.parse_args()
+
+
+def collect(roots):
+    """One row per run below the roots, each named so that it can be told from the others."""
+    rows = []
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError(f'work_dir {root} does not exist')
+        try:
+            runs = find_runs(root)
+        except NoRunsError as error:
+            raise UsageError(str(error)) from None
+        rows += [collect_run(run, root.name if run == root else str(run.relative_to(root))) for run in runs]
+    unique = {row['work_dir']: row for row in rows}
+    names = [row['name'] for row in unique.values()]
+    return [{**row, 'name': row['work_dir']} if names.count(row['name']) > 1 else row for row in unique.values()]
+
+
+def main():
+    args = parse_args()
+    console = wide_console()
+    with one_line_errors():
+        rows = collect(args.work_dirs)
+        if args.seeds:
+            rows = group_rows(rows, lambda row: row['config'] or row['name'])
+        report = make_report(rows, args.title, _facts(rows))
+        paths = write_report(report, args.out_dir)
+    for task, table in report.tables:
+        console.print(rich_table(table, report_columns(table), task))
+    for path in paths.values():
+        console.print(str(path), highlight=False)
+
+
+def _facts(rows):
+    devices = {row.get('device') for row in rows} - {None}
+    notes = ['Latency: test_step at the stated batch and size, measured by each run at the end of its evaluation.']
+    if len(devices) > 1:
+        notes.append(f'Careful: latencies come from {len(devices)} different devices.')
+    return notes
+
+
+if __name__ == '__main__':
+    main()
