@@ -116,7 +116,7 @@ class DCDConv2d(nn.modules.conv._ConvNd):
         latent = latent_channels if latent_channels is not None else math.isqrt(in_channels * pool_size**2)
         if latent < 1 or pool_size < 1:
             raise ValueError(f'latent_channels={latent_channels} and pool_size={pool_size} must be at least 1')
-        hidden = hidden_channels(max(in_channels * pool_size**2, latent**2), reduction, 4)
+        hidden = hidden_channels(max(in_channels * pool_size**2, latent**2), reduction, 16, 4)
         # In this order fuse_conv_bn folds norm_q into q and finds no convolution in front of norm_phi.
         self.q = nn.Conv2d(in_channels, latent, 1, pairs[1], bias=False)
         self.norm_q = self._build_norm(norm_cfg, latent)

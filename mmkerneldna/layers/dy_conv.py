@@ -38,7 +38,7 @@ class DyConv2d(ExpertConv2d):
         temperature (float): the initial one. Defaults to 1.
 
     Raises:
-        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels, or a temperature that isn't positive.
+        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels (and 4), or a temperature that isn't positive.
     """
 
     # "every convolution layer but the first" (section 5.1), shortcuts included
@@ -60,7 +60,7 @@ class DyConv2d(ExpertConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode,
                          num_experts)
         self.temperature = check_temperature(temperature)
-        self.attention = KernelAttention(in_channels, hidden_channels(in_channels, reduction, 4), num_experts)
+        self.attention = KernelAttention(in_channels, hidden_channels(in_channels, reduction, 4, 4), num_experts)
         if bias:
             self.bias = nn.Parameter(torch.zeros(num_experts, out_channels))
         self.init_weights()

@@ -19,17 +19,18 @@ def check_num_experts(num_experts: int) -> None:
                          'for a static convolution use Conv2d')
 
 
-def hidden_channels(channels: int, reduction: int, min_channels: int) -> int:
+def hidden_channels(channels: int, reduction: int, default: int, min_channels: int = 1) -> int:
     """Width of the hidden layer of an attention: ``channels / reduction`` rounded down, at least ``min_channels``.
 
     Raises:
-        ValueError: ``reduction`` below 1, or larger than both numbers of channels.
+        ValueError: ``reduction`` below 1, or larger than the channels and the layer's ``default``. The default itself is
+            never refused: ``conv_cfg`` reaches stems of 3 channels too.
     """
     if min_channels < 1:
         raise ValueError(f'min_channels={min_channels} must be at least 1')
-    if not 1 <= reduction <= max(channels, min_channels):
-        raise ValueError(f'reduction={reduction} must lie between 1 and the {channels} channels it divides '
-                         f'(or min_channels={min_channels} where there are fewer)')
+    if not 1 <= reduction <= max(channels, default):
+        raise ValueError(f'reduction={reduction} must lie between 1 and {max(channels, default)}, for it divides {channels} '
+                         f'channels (the default is {default})')
     return max(channels // reduction, min_channels)
 
 

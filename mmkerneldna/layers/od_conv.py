@@ -73,7 +73,7 @@ class ODConv2d(ExpertConv2d):
         temperature (float): the initial one. Defaults to 1.
 
     Raises:
-        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels and ``min_channels``, or a temperature
+        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels (and 16), or a temperature
             that isn't positive.
     """
 
@@ -99,7 +99,7 @@ class ODConv2d(ExpertConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          num_experts)
         self.temperature = check_temperature(temperature)
-        hidden = hidden_channels(in_channels, reduction, min_channels)
+        hidden = hidden_channels(in_channels, reduction, 16, min_channels)
         self.attention = OmniAttention(self, hidden, num_experts, norm_cfg)
         # every sigmoid starts at one half
         sigmoids = (self.attention.channel_fc, self.attention.filter_fc, self.attention.spatial_fc)

@@ -1,0 +1,28 @@
+import torch
+from conv_cases import assert_same_as, conv_cases, naive_conv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmkerneldna.layers import CondConv2d
+
+
+def naive_cond_conv(layer, x):
+    """Yang et al. 2019, equation 1 and the routing function of section 3, sample by sample."""
+    outputs = []
+    for sample in x:
+        pooled = torch.stack([channel.mean() for channel in sample])
+        routing = 1 / (1 + torch.exp(-(layer.routing.weight @ pooled + layer.routing.bias)))
+        kernel = sum(alpha * expert for alpha, expert in zip(routing, layer.weight))
+        outputs.append(naive_conv(layer, sample, kernel))
+    y = torch.stack(outputs)
+    return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=conv_cases(), num_experts=st.integers(1, 5))
+def test_matches_the_paper(case, num_experts):
+    assert_same_as(CondConv2d(**case['conv'], num_experts=num_experts), naive_cond_conv, case)
+
+
+def test_paper_has_eight_experts():
+    assert CondConv2d(4, 6, 3).weight.shape == (8, 6, 4, 3, 3)
