@@ -32,3 +32,4 @@ param_scheduler = [
          convert_to_iter_based=True)
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1))
+custom_hooks = [dict(type='CostHook')]
