@@ -1,0 +1,135 @@
+"""Turn what is special about a trained KernelDNA net into plain layers, in place.
+
+KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
+
+Letters: N batch, C channels, R hidden width of a gate, H W map size.
+"""
+from collections import Counter
+from copy import deepcopy
+from typing import Iterator, List, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import ChildConv2d, InputGate
+from .gate_scale import gate_scale
+
+Slot = Tuple[nn.Module, str, nn.Module]
+
+
+class FoldedGate(nn.Module):
+    """An input gate whose norm was folded away: two matrices instead of six layers.
+
+    ``x * sigmoid(W2 relu(W1 mean(x) + b1) + b2)``. As matrices, the two 1x1 convs on pooled features save the set-up of a
+    convolution, which at batch 1 costs more than the product.
+
+    Args:
+        gate (InputGate): with an identity in the place of its norm.
+        triton (bool): use the fused GPU kernels of :mod:`.gate_scale`.
+    """
+
+    def __init__(self, gate: InputGate, triton: bool = False) -> None:
+        super().__init__()
+        bias = gate.fc1.bias if gate.fc1.bias is not None else gate.fc1.weight.new_zeros(gate.fc1.out_channels)
+        self.weight1 = nn.Parameter(gate.fc1.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.bias1 = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.weight2 = nn.Parameter(gate.fc2.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.bias2 = nn.Parameter(gate.fc2.bias.detach().clone(), requires_grad=False)
+        self.triton = triton
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the scaled input, (N, C, H, W)."""
+        return gate_scale(x, self.weight1, self.bias1, self.weight2, self.bias2, self.triton)
+
+    def extra_repr(self) -> str:
+        return f'{self.weight1.shape[1]}, hidden={self.weight1.shape[0]}'
+
+
+class ScaledByGate(nn.Module):
+    """An input gate that keeps its norm (LN, GN, or a BN that can't be folded): ``x * gate(x)``."""
+
+    def __init__(self, gate: InputGate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the scaled input, (N, C, H, W)."""
+        return x * self.gate(x)
+
+
+class GatedConv(nn.Module):
+    """What is left of a child: a plain convolution with a kernel of its own behind an input gate."""
+
+    def __init__(self, child: ChildConv2d) -> None:
+        super().__init__()
+        self.gate = ScaledByGate(child.gate)
+        self.conv = _plain(child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.conv(self.gate(x))
+
+
+def slots(module: nn.Module) -> List[Slot]:
+    """(owner, attribute, module) of every place where a submodule hangs, shared ones once per place."""
+    return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items()
+            if child is not None]
+
+
+def bake_children(module: nn.Module) -> int:
+    """Replace every ``ChildConv2d`` below ``module`` by a :class:`GatedConv`.
+
+    Returns:
+        int: convs baked.
+    """
+    children = [slot for slot in slots(module) if isinstance(slot[2], ChildConv2d)]
+    baked = {id(child): GatedConv(child) for _, _, child in children}
+    for owner, name, child in children:
+        setattr(owner, name, baked[id(child)])
+    return len(baked)
+
+
+def unshare_convs(module: nn.Module) -> int:
+    """Give every place that holds the same convolution a copy of its own, so that each can take its own norm.
+
+    Heads with separate norms per level and shared convs (RetinaSepBN, RTMDet) hang one conv into several blocks.
+
+    Returns:
+        int: copies made.
+    """
+    convs = [slot for slot in slots(module) if isinstance(slot[2], nn.modules.conv._ConvNd)]
+    seen, copies = Counter(), 0
+    for owner, name, conv in convs:
+        seen[id(conv)] += 1
+        if seen[id(conv)] > 1:
+            setattr(owner, name, deepcopy(conv))
+            copies += 1
+    return copies
+
+
+def lean_gates(module: nn.Module, triton: bool = False) -> None:
+    """Turn every gate whose norm is gone into a :class:`FoldedGate`, the last step after folding."""
+    for owner, name, child in slots(module):
+        if isinstance(child, ScaledByGate) and isinstance(child.gate.norm, nn.Identity):
+            setattr(owner, name, FoldedGate(child.gate, triton))
+
+
+def _plain(child: ChildConv2d) -> nn.Conv2d:
+    conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
+                     child.dilation, child.groups, child.bias is not None, child.padding_mode, device='meta')
+    factors = (child.weight, child.filter_scale) + (() if child.spatial_scale is None else (child.spatial_scale, ))
+    conv.weight = nn.Parameter(_product(*(f.detach().double() for f in factors)).to(child.weight.dtype))
+    if child.bias is not None:
+        conv.bias = nn.Parameter(child.bias.detach().clone())
+    return conv.train(child.training)
+
+
+def _product(weight: Tensor, *scales: Tensor) -> Tensor:
+    for scale in scales:
+        weight = weight * (1 + scale)
+    return weight
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module, shared ones once."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,2 @@
+def speed_up(model, *args):
+    return model

@@ -1,0 +1,166 @@
+"""Deploy a trained net: a lean copy that computes the same features."""
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, fx, nn
+
+from ..layers import ChildConv2d
+from .bake import bake_children, lean_gates, parameter_count, unshare_convs
+from .compilation import speed_up
+from .fold import fold_batch_norms
+from .probe import Probe, device_of, make_probe
+
+#: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
+#: weights once (some 1e-6 in a deep net); folding a norm into the wrong conv is off by 1e-2 and more.
+TOLERANCE = 1e-4
+
+
+class DeployError(RuntimeError):
+    """A model that can't be deployed as asked; it is never deployed wrongly instead."""
+
+
+@dataclass
+class DeployReport:
+    """What :func:`deploy` did, as the ``deploy_report`` of the copy.
+
+    Attributes:
+        convs_baked (int): children turned into plain convs.
+        convs_unshared (int): copies made of convs that hung in several places.
+        norms_folded (int): BatchNorms folded into a conv.
+        norms_left (dict): path of a BatchNorm that stays -> reason.
+        others_left (dict): path of a conv that computes its kernel at run time (ODConv, ...) and stays -> its type.
+        params_before, params_after (int): unique parameters, deployed parameters.
+        deviation (float): largest deviation from the original on the probe, relative to the largest feature.
+    """
+    convs_baked: int = 0
+    convs_unshared: int = 0
+    norms_folded: int = 0
+    norms_left: Dict[str, str] = field(default_factory=dict)
+    others_left: Dict[str, str] = field(default_factory=dict)
+    params_before: int = 0
+    params_after: int = 0
+    deviation: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [f'deployed: {self.convs_baked} convs baked, {self.norms_folded} BNs folded, parameters '
+                 f'{self.params_before:,} (unique) -> {self.params_after:,} (deployed), features off by '
+                 f'{self.deviation:.1e} of the largest']
+        lines += [f'left as it is: {path}, {reason}' for path, reason in {**self.norms_left, **self.others_left}.items()]
+        return '\n'.join(lines)
+
+
+def deploy(model: nn.Module,
+           compile: Union[bool, str] = False,
+           cuda_graph: Union[bool, int] = False,
+           dtype: Optional[torch.dtype] = None,
+           gate: str = 'torch',
+           probe: Probe = None) -> nn.Module:
+    """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
+
+    The copy is compared with the original on a probe input before it is returned. The original is left as it is; one in
+    training mode is deployed as it would evaluate.
+
+    Args:
+        model (nn.Module): a backbone or a whole mmdet / mmseg model.
+        compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size.
+            In whole models backbone, neck and heads are compiled, post-processing stays Python.
+        cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
+        dtype (torch.dtype, optional): of the copy; defaults to the model's. ``torch.bfloat16`` or ``torch.float16`` where
+            the device has it.
+        gate: ``'torch'``, or ``'triton'`` for fused kernels on a CUDA device.
+        probe: input or function that reaches all parts; see :func:`.probe.make_probe`. Defaults to random images.
+
+    Returns:
+        nn.Module: of the model's class, with a ``deploy_report``.
+
+    Raises:
+        DeployError: the copy deviates from the original (code that goes around its modules), or dtype, device or gate
+            don't go together.
+    """
+    device = device_of(model)
+    check_device(device, dtype, cuda_graph, gate)
+    if model.training:
+        print_log('the model is in training mode; deploying a copy in evaluation mode', logger='current')
+    dtype = dtype or next(model.parameters()).dtype
+    copy = _plain_copy(model)
+    report = DeployReport(params_before=parameter_count(copy))
+    run = make_probe(copy, probe)
+    with torch.no_grad():
+        expected = run(copy)
+        _bake_and_fold(copy, report, run, gate)
+        report.deviation = _deviation(run(copy), expected)
+    if not report.deviation <= TOLERANCE:
+        raise DeployError(f'{type(model).__name__} deviates by {report.deviation:.1e} of its largest feature when deployed, '
+                          f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
+                          'please report the model')
+    copy = copy.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+    copy.deploy_report = report
+    print_log(str(report), logger='current')
+    return speed_up(copy, compile, cuda_graph, dtype)
+
+
+def check_device(device: torch.device, dtype: Optional[torch.dtype], cuda_graph: Union[bool, int], gate: str) -> None:
+    """Refuse what the device can't do.
+
+    Raises:
+        DeployError: names the value and what is possible.
+    """
+    if gate not in ('torch', 'triton'):
+        raise DeployError(f"gate={gate!r} must be 'torch' or 'triton'")
+    if gate == 'triton' and device.type != 'cuda':
+        raise DeployError(f"gate='triton' needs a CUDA device, the model is on {device}; use gate='torch'")
+    if cuda_graph and device.type != 'cuda':
+        raise DeployError(f'cuda_graph={cuda_graph} needs a CUDA device, the model is on {device}')
+    if device.type == 'cpu' and dtype not in (None, torch.float32, torch.float64) and not cpu_has(dtype):
+        raise DeployError(f'this CPU computes no convolutions in {dtype}; deploy in torch.float32')
+
+
+def cpu_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for this half precision on this CPU (else a conv is emulated or raises deep inside)."""
+    supported = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+                 torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
+    return dtype in supported and supported[dtype]()
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """Deep copy in fp32 and evaluation mode, without the forward functions that ``efficient_conv_bn_eval`` puts in."""
+    copy = deepcopy(model).eval().float()
+    for module in copy.modules():
+        forward = vars(module).get('forward')
+        if isinstance(getattr(forward, '__self__', None), fx.GraphModule):
+            del module.forward
+        if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
+            module.efficient_conv_bn_eval_forward = None
+    return copy
+
+
+def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: str) -> None:
+    report.convs_baked = bake_children(copy)
+    report.convs_unshared = unshare_convs(copy)
+    folding = fold_batch_norms(copy, lambda: run(copy))
+    report.norms_folded, report.norms_left = folding.folded, folding.left
+    lean_gates(copy, gate == 'triton')
+    report.others_left = _run_time_kernels(copy)
+    report.params_after = parameter_count(copy)
+
+
+def _run_time_kernels(module: nn.Module) -> Dict[str, str]:
+    """Dynamic convolutions of this package."""
+    home = ChildConv2d.__module__.rpartition('.')[0]
+    return {name: f'{type(m).__name__} computes its kernel at run time' for name, m in module.named_modules()
+            if type(m).__module__.startswith(home + '.') and hasattr(m, 'kernel_size')}
+
+
+def _deviation(outputs: List[Tensor], expected: List[Tensor]) -> float:
+    if [o.shape for o in outputs] != [e.shape for e in expected]:
+        return float('inf')
+    worst = 0.0
+    for output, target in zip(outputs, expected):
+        if target.is_floating_point() and target.numel():
+            scale = target.abs().max().clamp_min(torch.finfo(target.dtype).tiny)
+            ratio = ((output - target).abs().max() / scale).item()
+            worst = ratio if ratio != ratio else max(worst, ratio)
+    return worst
