@@ -104,6 +104,13 @@ class ExpertConv2d(nn.Conv2d):
         x, padding = pad_for_mode(self, x)
         return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, spatial)
 
+    def _apply(self, fn, recurse: bool = True):
+        # torch's channels_last is for four axes: the experts go through as one long kernel
+        def on_four_axes(tensor):
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(on_four_axes, recurse)
+
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         if _is_static(state_dict.get(prefix + 'weight'), self.weight):
             state_dict = dict(state_dict)  # the caller's stays as it was

@@ -123,8 +123,15 @@ def mix_kernels(attention: Optional[Tensor], experts: Tensor, spatial: Optional[
     if attention is None:
         kernels = experts.expand(batch, *experts.shape[1:])
     else:
-        kernels = torch.mm(attention.to(experts.dtype), experts.flatten(1)).unflatten(1, experts.shape[1:])
+        kernels = _mix(attention.to(experts.dtype), experts)
     return kernels if spatial is None else kernels * spatial.to(kernels.dtype)[:, None, None]
+
+
+def _mix(attention, experts):
+    last = experts.permute(0, 1, 3, 4, 2)
+    if last.is_contiguous() and not experts.is_contiguous():  # channels_last: mixed as they lie in memory
+        return torch.mm(attention, last.flatten(1)).unflatten(1, last.shape[1:]).permute(0, 1, 4, 2, 3)
+    return torch.mm(attention, experts.flatten(1)).unflatten(1, experts.shape[1:])
 
 
 def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: PaddingLike = 0, dilation: Pair = 1,
