@@ -9,6 +9,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
+from .gated_conv import can_recompute, gated_conv2d, modulation
 from .input_gate import InputGate
 
 
@@ -25,8 +26,7 @@ def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Optiona
     Returns:
         Tensor: (C_out, C_in / G, k, k).
     """
-    factor = 1 + filter_scale
-    return weight * (factor if spatial_scale is None else factor * (1 + spatial_scale))
+    return weight * modulation(filter_scale, spatial_scale)
 
 
 class ChildConv2d(nn.Conv2d):
@@ -92,8 +92,12 @@ class ChildConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
         # Takes the weight as an argument: efficient_conv_bn_eval calls with one that carries the BN factor.
+        gate = self.gate(input)
+        if self.padding_mode == 'zeros' and can_recompute(input, self.padding):
+            return gated_conv2d(input, gate, weight, self.filter_scale, self.spatial_scale, bias, self.stride, self.padding,
+                                self.dilation, self.groups)
         weight = modulate_kernel(weight, self.filter_scale, self.spatial_scale)
-        return super()._conv_forward(input * self.gate(input), weight, bias)
+        return super()._conv_forward(input * gate, weight, bias)
 
     def reset_parameters(self) -> None:
         """Nothing to draw: the kernel is the parent's, modulations start at zero, the gate draws its own."""
