@@ -18,7 +18,8 @@ from rich.progress import track
 from mmkerneldna.datasets import DataError, chance_scores, describe_shapes, generate_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes', 'upernet_r18_shapes', 'upernet_kdna-r18_shapes')
+RUNS = ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes', 'upernet_r18_shapes',
+        'upernet_kdna-r18_shapes')
 console = Console()
 
 

@@ -3,9 +3,9 @@ from .checks import check_data
 from .data_root import override_data_root
 from .errors import DataError
 from .shapes import ShapesSpec, describe_shapes, generate_shapes
+from .shapes_art import CLASSES as SHAPES_CLASSES
 from .shapes_chance import chance_scores
 from .shapes_dataset import ShapesDetDataset, ShapesSegDataset
-from .shapes_scene import CLASSES as SHAPES_CLASSES
 
 __all__ = [
     'DataError', 'SHAPES_CLASSES', 'ShapesDetDataset', 'ShapesSegDataset', 'ShapesSpec', 'chance_scores', 'check_data',

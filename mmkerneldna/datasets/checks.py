@@ -87,8 +87,8 @@ def _skip(cfg, split, where, leaf, dataset, faults: Dict[str, str], write, on_co
     described = listing([f'{path} is {fault}' if not fault.startswith('its ') else f'{path}: {fault}'
                          for path, fault in faults.items()])
     if on_corrupt == 'fatal':
-        raise DataError(f'{where}: {len(faults)} images cannot be used: {described}. Mend or remove them, or leave them '
-                        'out with --corrupt-images skip')
+        raise DataError(f'{where}: {len(faults)} images cannot be used: {described}. Mend or remove them, or leave '
+                        'them out with --corrupt-images skip')
     print_log(f'{where}: leaving out {len(faults)} images: {described}', logger='current')
     old = dataset.ann_file
     leaf['ann_file'] = write(dataset, where, faults, _check_folder(cfg))
@@ -106,7 +106,8 @@ def _check_folder(cfg: Config) -> str:
 
 
 def _write_coco_without(dataset, where: str, faults: Dict[str, str], folder: str) -> str:
-    coco = drop_images(load_coco(dataset.ann_file, where, dataset.backend_args), dataset.data_prefix['img'], list(faults))
+    coco = load_coco(dataset.ann_file, where, dataset.backend_args)
+    coco = drop_images(coco, dataset.data_prefix['img'], list(faults))
     if not coco['images']:
         raise DataError(f'{where}: no image is left of {dataset.ann_file} without the bad ones')
     return _write(osp.join(folder, f'{where}.json'), json.dumps(coco))

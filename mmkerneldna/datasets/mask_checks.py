@@ -49,7 +49,8 @@ def _data_list(dataset, where: str) -> List[dict]:
 def _endings(dataset) -> str:
     names = fileio.list_dir_or_file(
         dataset.data_prefix['img_path'], list_dir=False, recursive=True, backend_args=dataset.backend_args)
-    return listing([f"'{ending}' ({count})" for ending, count in Counter(PurePath(n).suffix for n in names).most_common()])
+    counts = Counter(PurePath(name).suffix for name in names)
+    return listing([f"'{ending}' ({count})" for ending, count in counts.most_common()])
 
 
 def mask_labels(dataset, path: str) -> Optional[np.ndarray]:

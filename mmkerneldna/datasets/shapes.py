@@ -6,8 +6,9 @@
       annotations/instances_{training,validation}.json COCO: boxes and polygons of the *visible* part, iscrowd 0
       dataset.json                                      what was asked for, and a digest of the annotations
 
-ADE20K's own label 0 means "other" and is ignored (``reduce_zero_label=True``). Here background is a class to be learned,
-so label 0 stays: seven classes for a segmenter, ``reduce_zero_label=False``. COCO category ids equal the mask labels.
+ADE20K's own label 0 means "other" and is ignored (``reduce_zero_label=True``). Here background is a class to be
+learned, so label 0 stays: seven classes for a segmenter, ``reduce_zero_label=False``. COCO category ids equal the mask
+labels.
 ``image['case']`` names the hard case an image was made for and ``annotation['visibility']`` the visible share.
 """
 import hashlib
@@ -23,7 +24,9 @@ import cv2
 import numpy as np
 
 from .errors import DataError
-from .shapes_scene import CASES, CLASSES, Scene, draw_scene, mask_to_polygons
+from .mask_polygons import mask_to_polygons
+from .shapes_art import CLASSES
+from .shapes_scene import CASES, Instance, Scene, draw_scene
 
 SPLITS = ('training', 'validation')
 HARD_SHARE = 0.05  # of each hard case in each split
@@ -161,7 +164,7 @@ def _imwrite(path: Path, image: np.ndarray, flags: List[int]) -> None:
         raise OSError(f'could not write {path}: is the disk full?')
 
 
-def _annotation(instance, annotation_id: int, image_id: int) -> dict:
+def _annotation(instance: Instance, annotation_id: int, image_id: int) -> dict:
     ys, xs = np.nonzero(instance.mask)
     x, y = int(xs.min()), int(ys.min())
     return dict(

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .shapes_scene import CLASSES
+from .shapes_art import CLASSES
 
 
 def chance_scores(root: Union[str, Path]) -> Dict[str, float]:

@@ -3,7 +3,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
-from .shapes_scene import CLASSES
+from .shapes_art import CLASSES
 
 _PALETTE = [(230, 80, 60), (60, 130, 230), (60, 180, 90), (240, 190, 40), (150, 90, 200), (60, 190, 190)]
 

@@ -6,17 +6,18 @@ Everything is drawn on a canvas with ``MARGIN`` pixels to spare on each side and
 (amodal) area of a truncated shape is simply the number of pixels painted.
 """
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import cv2
 import numpy as np
+
+from .shapes_art import CLASSES, LOYALTY, OUTLINES, TEXTURES, background, class_colour, photograph
 
 CASES = ('plain', 'tiny', 'occluded', 'truncated', 'empty')
 MARGIN = 80
 MIN_VISIBLE = 0.4  # a shape painted later may not leave less of an earlier one in view
 OCCLUDED_RANGE = (0.3, 0.6)  # visible share that counts as a hard, occluded object
 TRUNCATED_RANGE = (0.35, 0.75)
-LOYALTY = 0.8  # share of shapes that wear their class's own hue, and texture; only the outline always tells the class
 RADIUS = (18, 44)
 TINY_RADIUS = (4, 6)
 _SUBPIXEL_BITS = 4
@@ -43,100 +44,6 @@ class Scene:
     case: str
     image: np.ndarray
     instances: List[Instance]
-
-
-def _regular(corners: int, radii: Tuple[float, ...] = (1.0, )) -> np.ndarray:
-    angles = np.arange(corners) * 2 * np.pi / corners
-    radius = np.resize(radii, corners)
-    return np.stack([np.sin(angles) * radius, -np.cos(angles) * radius], axis=1)
-
-
-def _cross(arm: float = 0.34) -> np.ndarray:
-    a = arm
-    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a),
-                     (-a, -a)])
-
-
-def _crescent(bite: float = 0.5, corners: int = 24) -> np.ndarray:
-    """The unit disc less a disc of radius 0.85 whose centre lies ``bite`` to the right."""
-    x = (1 + bite**2 - 0.85**2) / (2 * bite)
-    outer_tip, inner_tip = np.arccos(x), np.arccos((x - bite) / 0.85)
-    outer = np.linspace(outer_tip, 2 * np.pi - outer_tip, corners)
-    inner = np.linspace(2 * np.pi - inner_tip, inner_tip, corners)[1:-1]
-    outer_arc = np.stack([np.cos(outer), np.sin(outer)], axis=1)
-    inner_arc = np.stack([bite + 0.85 * np.cos(inner), 0.85 * np.sin(inner)], axis=1)
-    return np.concatenate([outer_arc, inner_arc])
-
-
-# class name -> (P, 2) outline within the unit circle (the cross: the unit square)
-OUTLINES: Dict[str, np.ndarray] = {
-    'circle': _regular(48),
-    'square': _regular(4),
-    'triangle': _regular(3),
-    'star': _regular(10, (1.0, 0.45)),
-    'cross': _cross(),
-    'crescent': _crescent(),
-}
-CLASSES = tuple(OUTLINES)
-
-
-def _solid(rng, x, y):
-    return np.zeros_like(x)
-
-
-def _stripes(rng, x, y):
-    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 10)
-    return np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period) > 0
-
-
-def _checks(rng, x, y):
-    period = rng.randint(4, 8)
-    return (x.astype(int) // period + y.astype(int) // period) % 2
-
-
-def _dots(rng, x, y):
-    period = rng.uniform(7, 11)
-    return np.hypot(x % period - period / 2, y % period - period / 2) < period / 3
-
-
-def _gradient(rng, x, y):
-    angle = rng.uniform(0, 2 * np.pi)
-    ramp = x * np.cos(angle) + y * np.sin(angle)
-    return (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
-
-
-def _speckle(rng, x, y):
-    return rng.uniform(0, 1, x.shape)
-
-
-TEXTURES: Tuple[Callable, ...] = (_solid, _stripes, _checks, _dots, _gradient, _speckle)
-
-
-def _background(rng, height: int, width: int) -> np.ndarray:
-    """Two muted colours, smooth noise, and clutter: thin lines, arcs and blobs that are none of the shapes."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    first, second = rng.uniform(60, 190, (2, 1)) + rng.uniform(-25, 25, (2, 3))
-    ramp = _gradient(rng, x, y)[..., None]
-    clouds = cv2.resize(rng.uniform(-30, 30, (7, 7, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
-    canvas = np.clip(first * (1 - ramp) + second * ramp + clouds, 0, 255).astype(np.uint8)
-    for _ in range(rng.randint(8, 20)):
-        _draw_clutter(rng, canvas)
-    return canvas
-
-
-def _draw_clutter(rng, canvas: np.ndarray) -> None:
-    height, width = canvas.shape[:2]
-    colour = [int(c) for c in rng.randint(0, 256, 3)]
-    start = (int(rng.randint(width)), int(rng.randint(height)))
-    kind = rng.randint(3)
-    if kind == 0:
-        end = (int(start[0] + rng.randint(-60, 61)), int(start[1] + rng.randint(-60, 61)))
-        cv2.line(canvas, start, end, colour, int(rng.randint(1, 3)), cv2.LINE_AA)
-    elif kind == 1:
-        axes, turn = (int(rng.randint(5, 30)), int(rng.randint(5, 30))), int(rng.randint(360))
-        cv2.ellipse(canvas, start, axes, turn, 0, int(rng.randint(60, 200)), colour, 1, cv2.LINE_AA)
-    else:
-        cv2.circle(canvas, start, 1, colour, -1, cv2.LINE_AA)
 
 
 @dataclass
@@ -171,19 +78,12 @@ def _silhouette(rng, shape: Tuple[int, int], label: int, centre: Tuple[float, fl
     return mask.astype(bool)
 
 
-def _colour(rng, label: int) -> np.ndarray:
-    """A saturated BGR colour (3,), mostly of the class's own hue."""
-    hue = (label + rng.uniform(-0.3, 0.3)) / len(CLASSES) if rng.uniform() < LOYALTY else rng.uniform()
-    hsv = np.array([hue % 1 * 179, rng.uniform(140, 255), rng.uniform(120, 255)]).astype(np.uint8)
-    return cv2.cvtColor(hsv[None, None], cv2.COLOR_HSV2BGR)[0, 0].astype(float)
-
-
 def _paint(rng, canvas: _Canvas, mask: np.ndarray, label: int, owner: np.ndarray) -> None:
     ys, xs = np.nonzero(mask)
     surroundings = canvas.image[mask].mean(axis=0)
-    colour = _colour(rng, label)
+    colour = class_colour(rng, label)
     while np.abs(colour - surroundings).max() < 60:  # a shape nobody could see teaches nothing
-        colour = _colour(rng, label)
+        colour = class_colour(rng, label)
     other = np.clip(colour * rng.choice([0.5, 1.6]), 0, 255)
     texture = TEXTURES[label if rng.uniform() < LOYALTY else rng.randint(len(TEXTURES))]
     mix = np.asarray(texture(rng, xs.astype(np.float32), ys.astype(np.float32)), np.float32)[:, None]
@@ -258,7 +158,7 @@ def _centroid(canvas: _Canvas, index: int) -> np.ndarray:
 
 
 def _compose(rng, height: int, width: int, case: str) -> Optional[_Canvas]:
-    image = _background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
+    image = background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32))
     count = {'empty': 0, 'plain': rng.randint(3, 9)}.get(case, rng.randint(0, 4))
     for _ in range(count):
@@ -284,40 +184,11 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
     canvas = None
     while canvas is None:
         canvas = _compose(rng, height, width, case)
-    return Scene(case, _photograph(rng, canvas.image[canvas.view]), _instances(canvas))
-
-
-def _photograph(rng, image: np.ndarray) -> np.ndarray:
-    """Soften the hard edges and add sensor noise."""
-    soft = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.float32)
-    return np.clip(soft + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
+    return Scene(case, photograph(rng, canvas.image[canvas.view]), _instances(canvas))
 
 
 def _instances(canvas: _Canvas) -> List[Instance]:
     owner = canvas.owner[canvas.view]
     shares = canvas.visibilities(canvas.owner, canvas.full_areas)
-    return [Instance(label, owner == i + 1, float(share)) for i, (label, share) in enumerate(zip(canvas.labels, shares))]
-
-
-def mask_to_polygons(mask: np.ndarray) -> List[List[int]]:
-    """Trace a hole-free mask along its pixel edges, so that rasterising the polygons gives back exactly the mask.
-
-    ``cv2.findContours`` runs through pixel *centres* and loses half a pixel all around. Traced at twice the size,
-    both edges of a pixel have a coordinate of their own, and (v + 1) // 2 maps them to the pixel's corners.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        one flat [x0, y0, x1, y1, ...] per connected part.
-    """
-    doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [_corners((contour[:, 0] + 1) // 2).ravel().tolist() for contour in contours]
-
-
-def _corners(points: np.ndarray) -> np.ndarray:
-    """Keep the points (P, 2) of a closed, axis-parallel walk where it turns."""
-    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return [Instance(label, owner == index, float(share))
+            for index, (label, share) in enumerate(zip(canvas.labels, shares), 1)]

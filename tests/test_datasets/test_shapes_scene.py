@@ -6,8 +6,10 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from shapely.geometry import Polygon
 
-from mmkerneldna.datasets.shapes_scene import (CASES, CLASSES, LOYALTY, MIN_VISIBLE, OCCLUDED_RANGE, OUTLINES,
-                                               TINY_RADIUS, TRUNCATED_RANGE, draw_scene, mask_to_polygons)
+from mmkerneldna.datasets.mask_polygons import mask_to_polygons
+from mmkerneldna.datasets.shapes_art import CLASSES, LOYALTY, OUTLINES
+from mmkerneldna.datasets.shapes_scene import (CASES, MIN_VISIBLE, OCCLUDED_RANGE, TINY_RADIUS, TRUNCATED_RANGE,
+                                               draw_scene)
 
 
 def rasterise(polygons, height, width):
