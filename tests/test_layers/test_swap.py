@@ -1,0 +1,173 @@
+import logging
+
+import pytest
+import torch
+from mmdet.models import FPN, MobileNetV2, ResNet
+from mmdet.models.utils import empty_instances  # noqa: F401  (registers mmdet's heads)
+from mmengine.registry import MODELS
+from mmseg.models import ResNetV1c
+from torch import nn
+
+from mmkerneldna.layers import ODConv2d, SwapError, swap_convs
+from mmkerneldna.layers.swap import describe_swap
+from mmkerneldna.sharing import share_kernels
+
+OD = dict(type='ODConv2d', num_experts=2)
+
+
+def dynamic_paths(net, kind=ODConv2d):
+    return [path for path, m in net.named_modules() if isinstance(m, kind)]
+
+
+def small_resnet(**options):
+    return ResNet(depth=18, base_channels=16, **options)
+
+
+def test_a_config_builds_the_inner_module_with_swapped_convs():
+    cfg = dict(type='DynamicConvs', conv=OD, include=['layer3.*.conv2'], exclude=['layer3.1.*'],
+               module=dict(type='mmdet.ResNet', depth=18, base_channels=16, norm_eval=False))
+    net = MODELS.build(cfg)
+    assert type(net) is ResNet and dynamic_paths(net) == ['layer3.0.conv2']
+    net.init_weights()
+    outputs = net(torch.randn(1, 3, 64, 64))
+    assert [y.shape[1] for y in outputs] == [16, 32, 64, 128]
+
+
+def test_injected_arguments_reach_the_inner_module():
+    net = MODELS.build(dict(type='DynamicConvs', conv=OD, include=['*'], num_outs=3,
+                            module=dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=8)))
+    assert isinstance(net, FPN) and net.num_outs == 3
+    assert len(dynamic_paths(net)) == 4
+
+
+def test_geometry_mode_and_bias_are_kept():
+    net = nn.Sequential(nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=True, padding_mode='reflect'), nn.ReLU())
+    net = net.double().eval()
+    old = net[0]
+    new = swap_convs(net, OD, ['0'])[0]
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode',
+                 'training'):
+        assert getattr(new, name) == getattr(old, name), name
+    assert new.bias is not None and new.weight.dtype == torch.double
+    x = torch.randn(2, 4, 9, 9).double()
+    assert net(x).shape == old(x).shape
+
+
+def test_globs_and_regular_expressions_select_the_same():
+    globbed = swap_convs(small_resnet(), OD, ['layer[34].*.conv2'])
+    matched = swap_convs(small_resnet(), OD, [r're:layer(3|4)\.\d\.conv2'])
+    assert dynamic_paths(globbed) == dynamic_paths(matched) == [f'layer{i}.{j}.conv2' for i in (3, 4) for j in (0, 1)]
+
+
+@pytest.mark.parametrize('kind, net, count, first, absent', [
+    ('ODConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+    ('SEConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+    ('DCDConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+    ('DyConv2d', small_resnet, 19, 'layer1.0.conv1', 'conv1'),
+    ('CondConv2d', small_resnet, 6, 'layer3.1.conv1', 'layer3.0.conv1'),
+    ('CondConv2d', lambda: ResNet(50, base_channels=8), 9, 'layer4.0.conv1', 'layer3.5.conv1'),
+    ('ODConv2d', lambda: MobileNetV2(0.25), 51, 'layer1.0.depthwise_conv.conv', 'conv1.conv'),
+    ('DCDConv2d', lambda: MobileNetV2(0.25), 32, 'layer2.0.expand_conv.conv', 'layer1.0.linear_conv.conv'),
+    ('ODConv2d', lambda: ResNetV1c(depth=18, base_channels=16), 16, 'layer1.0.conv1', 'stem.0'),
+])
+def test_paper_patterns(kind, net, count, first, absent):
+    net = swap_convs(net(), dict(type=kind))
+    paths = dynamic_paths(net, MODELS.get(kind))
+    assert len(paths) == count and paths[0] == first and absent not in paths
+    net.eval()
+    net(torch.randn(1, 3, 64, 64))
+
+
+def test_a_conv_under_two_names_stays_one():
+    shared = nn.Conv2d(4, 4, 3)
+    net = nn.ModuleDict(dict(a=shared, b=nn.Sequential(shared)))
+    swap_convs(net, OD, ['a'])
+    assert net['a'] is net['b'][0] and isinstance(net['a'], ODConv2d)
+
+
+def test_a_static_checkpoint_loads_into_a_swapped_net():
+    static = small_resnet()
+    net = swap_convs(small_resnet(), OD)
+    result = net.load_state_dict(static.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all('.attention.' in key for key in result.missing_keys)
+    kernel = static.layer4[1].conv2.weight
+    # three sigmoids that start at one half
+    torch.testing.assert_close(net.layer4[1].conv2.weight, torch.stack([kernel * 8] * 2))
+
+
+def test_the_log_is_a_table(caplog):
+    conv, new = nn.Conv2d(64, 64, 3, stride=2, bias=False), ODConv2d(64, 64, 3, stride=2, bias=False)
+    table = describe_swap('ODConv2d', {'layer1.0.conv1': conv}, {'layer1.0.conv1': new})
+    head, row = table.split('\n')
+    size = sum(p.numel() for p in new.parameters())
+    assert head == f'1 convolution -> ODConv2d, 0.04 M -> {size / 1e6:.2f} M parameters'
+    assert row.split() == ['layer1.0.conv1', '64', '->', '64', '3x3', 'stride', '2', 'groups', '1', '36,864', '->',
+                           f'{size:,}']
+
+
+class Grouped(nn.Conv2d):
+    """A layer whose instances depend on one another."""
+    built = None
+
+    @classmethod
+    def build_swapped(cls, convs, scale):
+        cls.built = (list(convs), scale)
+        return {path: cls(c.in_channels, c.out_channels, c.kernel_size) for path, c in convs.items()}
+
+
+def test_layers_that_belong_together_are_built_together():
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3))
+    swap_convs(net, dict(type=Grouped, scale=3), ['*'])
+    assert Grouped.built == (['0', '1'], 3) and type(net[0]) is type(net[1]) is Grouped
+
+
+def unchanged(net, *args, match):
+    before = list(net.modules())
+    with pytest.raises(SwapError, match=match):
+        swap_convs(net, *args)
+    assert list(net.modules()) == before
+
+
+def test_a_pattern_that_matches_nothing():
+    unchanged(small_resnet(), OD, ['layer3.*', 'layer3.0.covn2'], match=r"'layer3.0.covn2' matches no.*layer3.0.conv2")
+    unchanged(small_resnet(), OD, ['*'], ['re:leyer4.*'], match=r"'re:leyer4.\*' matches no")
+    unchanged(small_resnet(), OD, ['layer3.*'], ['layer*'], match='leaves no convolution')
+    unchanged(small_resnet(), OD, 'layer3.*', match='must be a list')
+
+
+def test_a_conv_the_method_cannot_do():
+    unchanged(MobileNetV2(0.25), dict(type='DCDConv2d'), ['layer2.*'],
+              match=r'cannot replace 2 of.*\n  layer2.0.depthwise_conv.conv: .*groups=48.*\n  layer2.1.depthwise_conv.conv')
+    unchanged(nn.Sequential(nn.Conv2d(8, 8, 1)), dict(type='DyConv2d', num_experts=0), ['*'], match='num_experts=0')
+
+
+def test_convs_that_are_more_than_a_kernel():
+    unchanged(nn.Sequential(nn.ConvTranspose2d(4, 4, 2)), OD, ['*'], match='0: it is a ConvTranspose2d, not a plain Conv2d')
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    share_kernels(net, {'0': '1'})
+    unchanged(net, OD, ['0'], match='0: it is a ChildConv2d')
+    unchanged(net, OD, ['1'], match='1: its kernel is also that of 0')
+    unchanged(swap_convs(small_resnet(), OD), OD, match='it is a ODConv2d')
+
+
+def test_a_net_without_paper_patterns():
+    unchanged(FPN([8], 8, 1), OD, match=r"no paper patterns for FPN.*ResNet.*include=\['\*'\]")
+
+
+def test_a_wrong_conv_config():
+    unchanged(small_resnet(), dict(num_experts=4), match="with a 'type'")
+    unchanged(small_resnet(), dict(type='OmniConv'), match="'OmniConv' is registered nowhere")
+    with pytest.raises(TypeError, match='num_expert'):
+        swap_convs(small_resnet(), dict(type='ODConv2d', num_expert=4))
+
+
+def test_frozen_stages_are_warned_of(monkeypatch):
+    messages = []
+    monkeypatch.setattr('mmkerneldna.layers.swap.print_log',
+                        lambda message, logger=None, level=logging.INFO: messages.append((level, message)))
+    swap_convs(small_resnet(frozen_stages=1), OD)
+    assert [message for level, message in messages if level == logging.WARNING] == [
+        '4 swapped convolutions lie in frozen stages (layer1.0.conv1, ...): their attention will not train either. Lower '
+        'frozen_stages, or exclude them from the swap']
+    assert 'layer1.0.conv1' in messages[0][1] and messages[0][0] == logging.INFO
