@@ -45,6 +45,7 @@ def prepare_config(args):
         launch.use_tta(cfg)
     launch.unsync_batch_norm(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
+    launch.add_hook(cfg, dict(type='CostHook'))
     return cfg
 
 

@@ -47,6 +47,7 @@ def prepare_config(args):
         launch.use_auto_scale_lr(cfg)
     launch.unsync_batch_norm(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook', allow_partial=args.allow_partial_load))
+    launch.add_hook(cfg, dict(type='CostHook'))
     make_repeatable(cfg)
     return cfg
 
