@@ -111,7 +111,8 @@ class CostHook(Hook):
                                          throughput_img_s=timing.throughput(self.batch))
             cells.update(self._size_cells(model, size), **_memory_cells(call, model, device))
         cells.update(height=size[0], width=size[1], batch=self.batch)
-        return {PREFIX + key: value for key, value in cells.items()}
+        # All float: mmengine's JSON of a test drops integers.
+        return {PREFIX + key: float(value) for key, value in cells.items()}
 
     def _batch(self, dataset) -> Tuple[Optional[dict], Tuple[int, int]]:
         if self.size is not None:

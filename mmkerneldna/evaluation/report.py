@@ -13,7 +13,7 @@ from .tables import Column, cell, filled_columns, markdown, write_csv, write_jso
 
 LEAD_COLUMNS = (Column('number', '#'), Column('name', 'run'), Column('model', 'model'), Column('backbone', 'backbone'),
                 Column('runs', 'seeds'))
-TAIL_COLUMNS = (Column('batch', 'batch'), Column('height', 'H'), Column('width', 'W'), Column('device', 'device'),
+TAIL_COLUMNS = (Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0), Column('device', 'device'),
                 Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
 TITLES = {'detection': 'Detection', 'segmentation': 'Segmentation', None: 'Other runs'}
 

@@ -67,7 +67,7 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str = '') 
     table = Table(title=title or None, title_justify='left')
     for column in columns:
         numeric = any(isinstance(row.get(column.key), (int, float)) for row in rows)
-        table.add_column(column.title, justify='right' if numeric else 'left', overflow='fold')
+        table.add_column(column.title, justify='right' if numeric else 'left', no_wrap=numeric, overflow='fold')
     for row in rows:
         table.add_row(*(_styled(row, column) for column in columns))
     return table
@@ -76,7 +76,7 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str = '') 
 def wide_console() -> Console:
     """A console that does not squeeze a table when the output is a file, a pipe or a narrow window."""
     console = Console()
-    return console if console.width >= 150 else Console(width=150)
+    return console if console.width >= 180 else Console(width=180)
 
 
 def _styled(row: Row, column: Column) -> str:
