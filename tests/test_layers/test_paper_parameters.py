@@ -37,6 +37,7 @@ def dcd_extras(net: str) -> int:
     ('r50', dict(type='ODConv2d', num_experts=1), None, 28.64),
     ('r50', dict(type='ODConv2d', num_experts=4), None, 90.67),
     ('mv2', dict(type='ODConv2d', num_experts=1), None, 4.94),
+    ('mv2', dict(type='ODConv2d', num_experts=4), None, 11.51),
     ('r18', dict(type='DyConv2d'), None, 45.47),
     ('mv2', dict(type='DyConv2d'), None, 12.40),
     ('r18', dict(type='CondConv2d'), cond_conv_extras, 81.35),
