@@ -3,6 +3,7 @@ import difflib
 import logging
 import os
 import tempfile
+import traceback
 from copy import deepcopy
 from pathlib import Path
 from typing import Optional
@@ -11,12 +12,12 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
 from ..datasets import override_data_root
-from .user_errors import UsageError
+from .user_errors import UsageError, explain, unknown_type
 
 
 def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none') -> Config:
@@ -129,6 +130,7 @@ def use_auto_scale_lr(cfg: Config) -> None:
 def set_seed(cfg: Config, seed: Optional[int], deterministic: bool) -> None:
     """Take the seed and the determinism from the command line."""
     randomness = cfg.setdefault('randomness', ConfigDict())
+    randomness.setdefault('seed', None)  # the Runner insists on the key
     if seed is not None:
         randomness.seed = seed
     if deterministic:
@@ -230,5 +232,26 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The Runner, of the type that the config names."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """The Runner, of the type that the config names, with its model.
+
+    Raises:
+        UsageError: a constructor refuses what the config says; the traceback goes to ``<work_dir>/error.txt``.
+    """
+    try:
+        _check_optimizer(cfg)
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        if explain(error) is not None:
+            raise
+        path = Path(cfg.work_dir, 'error.txt')
+        path.write_text(traceback.format_exc())
+        raise UsageError(f'the config cannot be built: {type(error).__name__}: {" ".join(str(error).split())} '
+                         f'(traceback in {path})') from error
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """mmengine says of an unknown optimizer no more than "None is not a callable object"."""
+    kind = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise UsageError(unknown_type(kind, 'optimizer'))
