@@ -47,16 +47,19 @@ def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f'checkpoint {path} is cut short or damaged '
-                              f'({str(error).splitlines()[0] if str(error) else type(error).__name__})') from error
+        raise CheckpointError(_damage(path, f'{type(error).__name__}: {error}')) from error
+
+
+def _damage(path: str, cause: str) -> str:
+    return f'checkpoint {path} is cut short, damaged or no checkpoint at all ({cause.splitlines()[0]})'
 
 
 def _refusal(path: str, reason: str) -> str:
-    held = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class|find_class) (\S+)', reason)
-    if held is None and 'Unsupported' not in reason:
-        return f'checkpoint {path} is cut short, damaged or no checkpoint at all ({reason.splitlines()[0]})'
-    return (f'checkpoint {path} holds {held.group(1) if held else "objects"} besides weights, and unpickling that can run '
-            'code; if you trust its author, allow it with --unsafe-checkpoint')
+    held = re.search(r'GLOBAL (\S+)', reason)
+    if held is None:
+        return _damage(path, re.sub(r'.*WeightsUnpickler error: ', '', reason, flags=re.DOTALL))
+    return (f'checkpoint {path} holds {held.group(1)} besides weights, and unpickling that can run code; if you trust its '
+            'author, allow it with --unsafe-checkpoint')
 
 
 def _history_method(owner: type, name: str):

@@ -33,7 +33,11 @@ def explain(error: BaseException) -> Optional[str]:
 
 
 def _unknown_type(found: re.Match, text: str) -> str:
-    name, registry = found.group(1), found.group(2)
+    return unknown_type(found.group(1), found.group(2))
+
+
+def unknown_type(name: str, registry: str) -> str:
+    """The line for a ``type`` that is registered nowhere."""
     near = nearest_types(name, registry)
     hint = f'; nearest: {", ".join(near)}' if near else ''
     return f"type='{name}' is not registered as a {registry}{hint}"
@@ -64,7 +68,7 @@ def _same_line(found: re.Match, text: str) -> str:
 
 
 _HINTS = [
-    (r'(\S+) is not in the (?:\w+::)?([\w ]+?) registry', KeyError, _unknown_type),
+    (r'''([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry''', KeyError, _unknown_type),
     (r'appear in more than one parameter group', ValueError, _tied_weights),
     (r'__init__\(\) (?:got an unexpected keyword|missing \d+ required)|got multiple values for', TypeError, _same_line),
     (r'.+', (FileNotFoundError, NotADirectoryError, PermissionError), _same_line),

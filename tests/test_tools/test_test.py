@@ -1,0 +1,78 @@
+"""tools/test.py: scores, dumps, and refusals."""
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, SMALL, run_tool
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """Initial weights of both models, as checkpoints."""
+    folder, paths = tmp_path_factory.mktemp('weights'), {}
+    for config in (DETECTOR, SEGMENTER):
+        cfg = Config.fromfile(ROOT / config)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model)
+        paths[config] = folder / f'{Path(config).stem}.pth'
+        torch.save(dict(meta={}, state_dict=model.state_dict()), paths[config])
+    return paths
+
+
+def test_argv(config, checkpoint, data, work_dir, *flags):
+    return [str(ROOT / config), str(checkpoint), '--work-dir', str(work_dir), *map(str, flags),
+            '--cfg-options', f'data_root={data}', *SMALL[config]]
+
+
+test_argv.__test__ = False
+
+
+def metrics(work_dir):
+    return json.loads(next(Path(work_dir).glob('*/*.json')).read_text())
+
+
+def test_detector(checkpoints, shapes, tmp_path):
+    out, painted = tmp_path / 'out.pkl', tmp_path / 'painted'
+    assert run_tool('test.py', test_argv(DETECTOR, checkpoints[DETECTOR], shapes, tmp_path, '--out', out,
+                                         '--show-dir', painted)) == 0
+    assert 0 <= metrics(tmp_path)['coco/bbox_mAP'] <= 1
+    assert len(pickle.loads(out.read_bytes())) == 2
+    assert len(list(tmp_path.rglob('painted/*.png')) + list(tmp_path.rglob('painted/*.jpg'))) == 2
+
+
+def test_segmenter(checkpoints, shapes, tmp_path):
+    out = tmp_path / 'maps'
+    assert run_tool('test.py', test_argv(SEGMENTER, checkpoints[SEGMENTER], shapes, tmp_path, '--out', out)) == 0
+    assert 0 <= metrics(tmp_path)['mIoU'] <= 100
+    assert len(list(out.glob('*.png'))) == 2
+
+
+def test_flips_at_test_time_use_the_weights(checkpoints, shapes, tmp_path, capfd):
+    assert run_tool('test.py', test_argv(DETECTOR, checkpoints[DETECTOR], shapes, tmp_path, '--tta')) == 0
+    assert 'do not match' not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('spoil, pattern', [
+    ('other model', r'does not fit EncoderDecoder: of the \d+ entries of the model \d+ are missing'),
+    ('cut short', r'cut short, damaged'),
+    ('gone', r'does not exist'),
+])
+def test_refused_checkpoint(spoil, pattern, checkpoints, shapes, tmp_path, capfd):
+    path = tmp_path / 'spoilt.pth'
+    if spoil != 'gone':
+        path.write_bytes(checkpoints[DETECTOR if spoil == 'other model' else SEGMENTER].read_bytes())
+    if spoil == 'cut short':
+        os.truncate(path, path.stat().st_size // 2)
+    assert run_tool('test.py', test_argv(SEGMENTER, path, shapes, tmp_path)) == 2
+    assert re.search('error: .*' + pattern, capfd.readouterr().err)
+
+
+def test_out_of_a_detector_is_a_pickle(checkpoints, shapes, tmp_path, capfd):
+    assert run_tool('test.py', test_argv(DETECTOR, checkpoints[DETECTOR], shapes, tmp_path, '--out', 'a.json')) == 2
+    assert 'must be named *.pkl' in capfd.readouterr().err

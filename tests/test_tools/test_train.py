@@ -1,0 +1,127 @@
+"""Errors of tools/train.py: one line, before training, exit status 2."""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
+
+from mmkerneldna.engine import launch
+from mmkerneldna.engine.user_errors import UsageError, nearest_types
+
+BACKBONE = 'model.backbone.'
+MISTAKES = {
+    'misspelt backbone': (DETECTOR, [BACKBONE + 'type=KDNAResnet'], r"type='KDNAResnet' is not registered.*KDNAResNet"),
+    'misspelt head in a segmenter': (SEGMENTER, ['model.decode_head.type=UPerhead'], r"'UPerhead'.*nearest: UPerHead"),
+    'misspelt argument': (DETECTOR, [BACKBONE + 'dept=18'], r"unexpected keyword argument 'dept'"),
+    'unknown depth': (DETECTOR, [BACKBONE + 'depth=19'], r'no depth 19; it has 18, 34, 50, 101'),
+    'misspelt plan': (DETECTOR, [BACKBONE + 'sharing=resnet81'], r'resnet81.*resnet18'),
+    'plan of another net': (DETECTOR, [BACKBONE + 'sharing=mobilenet_v2'], r'has no layer'),
+    'missing annotation file': (DETECTOR, ['train_dataloader.dataset.ann_file=annotations/none.json'], r'none\.json'),
+    'missing image folder': (SEGMENTER, ['train_dataloader.dataset.data_prefix.img_path=nowhere'], r'nowhere'),
+    'missing data root': (DETECTOR, ['data_root=/nonexistent/shapes'], r'/nonexistent/shapes'),
+    'kernel in two parameter groups': (DETECTOR, ['optim_wrapper.paramwise_cfg.norm_decay_mult=0.'],
+                                       r'bypass_duplicate=True'),
+    'misspelt optimizer': (DETECTOR, ['optim_wrapper.optimizer.type=AdmW'], r"type='AdmW' is not registered.*AdamW"),
+    'load_from a missing file': (DETECTOR, ['load_from=/nonexistent/a.pth'], r'/nonexistent/a\.pth does not exist'),
+}
+
+
+def failure(argv, capfd):
+    """Exit status 2 and one line on stderr that starts with ``error:``."""
+    assert run_tool('train.py', argv) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_one_line_before_training(mistake, shapes, tmp_path, capfd):
+    config, options, pattern = MISTAKES[mistake]
+    line = failure(train_argv(config, shapes, tmp_path, options=options), capfd)
+    assert re.search(pattern, line), line
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_missing_config_names_the_nearest(tmp_path, capfd):
+    line = failure([str(ROOT / 'configs/shapes/faster-rcnn_kdna-r81_fpn_shapes.py')], capfd)
+    assert 'does not exist' in line and 'faster-rcnn_kdna-r18_fpn_shapes.py' in line
+
+
+def test_base_config_is_refused(capfd):
+    assert 'has no model' in failure([str(ROOT / 'configs/_base_/datasets/shapes_detection.py')], capfd)
+
+
+def test_work_dir_that_is_not_writable(shapes, tmp_path, capfd):
+    (tmp_path / 'file').write_text('')
+    line = failure(train_argv(DETECTOR, shapes, tmp_path / 'file' / 'work'), capfd)
+    assert 'not writable' in line and '--work-dir' in line
+
+
+def test_resume_from_weights_alone(shapes, tmp_path, capfd):
+    torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
+    assert 'no optimizer state' in failure(
+        train_argv(DETECTOR, shapes, tmp_path, '--resume', tmp_path / 'weights.pth'), capfd)
+
+
+def test_auto_scale_lr_needs_a_base(shapes, tmp_path, capfd):
+    assert 'base_batch_size' in failure(train_argv(DETECTOR, shapes, tmp_path, '--auto-scale-lr'), capfd)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+def test_amp_needs_a_gpu(shapes, tmp_path, capfd):
+    assert 'needs a CUDA device' in failure(train_argv(DETECTOR, shapes, tmp_path, '--amp'), capfd)
+
+
+def test_checkpoint_of_another_architecture(shapes, tmp_path, capfd):
+    """Loading a static net's weights is an error with counts, unless asked for."""
+    init_default_scope('mmdet')
+    static = MODELS.build(Config.fromfile(ROOT / 'configs/shapes/faster-rcnn_r18_fpn_shapes.py').model)
+    torch.save(dict(state_dict=static.state_dict()), tmp_path / 'static.pth')
+    assert run_tool('train.py', train_argv(DETECTOR, shapes, tmp_path, options=[
+        f'load_from={tmp_path / "static.pth"}'])) == 2
+    errors = capfd.readouterr().err
+    assert re.search(r'error: checkpoint .*static\.pth does not fit FasterRCNN: of the \d+ entries of the model \d+ are '
+                     r'missing', errors)
+    assert 'backbone.layer3.0.conv2.gate.fc1.weight' in errors and 'unexpected in it: ' in errors
+
+
+def test_nearest_types_looks_into_child_registries():
+    assert 'KDNAResNet' in nearest_types('KDNAResNt', 'model')
+    assert 'UPerHead' in nearest_types('UPerHed', 'model')
+    assert nearest_types('zzzzzz', 'model') == []
+
+
+def test_sync_bn_becomes_bn_on_one_process():
+    cfg = Config.fromfile(ROOT / 'configs/fcn/fcn_kdna-r18-d8_4xb4-160k_ade20k-512x512.py')
+    cfg.launcher = 'none'
+    assert 'SyncBN' in cfg.model.pretty_text if hasattr(cfg.model, 'pretty_text') else 'SyncBN' in str(cfg.model)
+    launch.unsync_batch_norm(cfg)
+    assert 'SyncBN' not in str(cfg.model) and "'BN'" in str(cfg.model)
+
+
+def test_work_dir_follows_the_config_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(dict())
+    launch.set_work_dir(cfg, 'configs/a/some_config.py', None)
+    assert Path(cfg.work_dir) == Path('work_dirs/some_config') and (tmp_path / cfg.work_dir).is_dir()
+
+
+def test_amp_refuses_another_wrapper():
+    with pytest.raises(UsageError, match='ApexOptimWrapper'):
+        launch.use_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
+
+
+def test_frozen_random_stages_are_reported(caplog):
+    cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/mask-rcnn_kdna-r50_fpn_1x_coco.py')
+    said = []
+    launch_print, launch.print_log = launch.print_log, lambda message, **kwargs: said.append(message)
+    try:
+        launch.warn_frozen_random(cfg)
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='weights.pth')
+        launch.warn_frozen_random(cfg)
+    finally:
+        launch.print_log = launch_print
+    assert len(said) == 1 and 'first 1 stage' in said[0]
