@@ -15,7 +15,9 @@ from typing import List, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 PIP = f'{sys.executable} -m pip'
-INSTALL_SELF = f'{PIP} install --no-build-isolation --no-deps -e {ROOT}'
+CHECKOUT = (ROOT / 'pyproject.toml').is_file()
+ITSELF = f'-e {ROOT}' if CHECKOUT else '--force-reinstall mmkerneldna'
+INSTALL_SELF = f'{PIP} install --no-build-isolation --no-deps {ITSELF}'
 OTHERS = {'numpy': 'numpy', 'cv2': 'opencv-python-headless', 'fvcore': 'fvcore', 'matplotlib': 'matplotlib',
           'pycocotools': 'pycocotools', 'rich': 'rich', 'scipy': 'scipy'}
 
@@ -29,7 +31,7 @@ class Finding(NamedTuple):
 
 def find_dependencies_file() -> Path:
     """``_dependencies.py`` of the checkout, or of the installed package when run from its ``.mim`` folder."""
-    for folder in (ROOT / 'mmkerneldna', ROOT):
+    for folder in (ROOT / 'mmkerneldna', ROOT.parent):
         if (folder / '_dependencies.py').is_file():
             return folder / '_dependencies.py'
     raise SystemExit(f'error: _dependencies.py of mmkerneldna not found beside {ROOT}')
@@ -60,6 +62,11 @@ def install_command(module: str, dependencies) -> str:
     return f'{PIP} install {wanted}'
 
 
+def reinstall_command(dist: str) -> str:
+    """What repairs a package that is there but broken."""
+    return f'{PIP} install --force-reinstall --no-deps {dist}'
+
+
 def check_required(module: str, dependencies) -> Finding:
     """Version within range and importable."""
     mend = install_command(module, dependencies)
@@ -82,7 +89,7 @@ def check_other(module: str, dist: str) -> Finding:
     except ModuleNotFoundError as error:
         return Finding(module, _first_line(error), f'{PIP} install {dist}')
     except Exception as error:  # the OpenCV with windows lacks libGL on a server, the headless one does not need it
-        return Finding(module, f'does not import: {_first_line(error)}', f'{PIP} install --force-reinstall --no-deps {dist}')
+        return Finding(module, f'does not import: {_first_line(error)}', reinstall_command(dist))
 
 
 def check_mmcv_ops(dependencies) -> Finding:
@@ -143,7 +150,7 @@ def examine() -> List[Finding]:
     if 'torch' not in wrong:
         findings += check_cuda(dependencies)
         findings += [] if 'mmcv' in wrong else [check_mmcv_ops(dependencies)]
-    findings += [check_config_scope(scope, f'{PIP} install --force-reinstall --no-deps {dependencies.REQUIRED[scope][0]}')
+    findings += [check_config_scope(scope, reinstall_command(dependencies.REQUIRED[scope][0]))
                  for scope in ('mmdet', 'mmseg') if scope not in wrong]
     return findings + [check_config_scope('mmkerneldna', INSTALL_SELF)] + ([] if wrong else [check_import()])
 
@@ -176,7 +183,8 @@ def show(findings: List[Finding]) -> None:
 
 
 def main() -> int:
-    sys.path.insert(0, str(ROOT))
+    if CHECKOUT:
+        sys.path.insert(0, str(ROOT))
     findings = examine()
     show(findings)
     wrong = [finding for finding in findings if finding.mend]

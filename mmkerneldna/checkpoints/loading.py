@@ -58,8 +58,8 @@ def _refusal(path: str, reason: str) -> str:
     held = re.search(r'GLOBAL (\S+)', reason)
     if held is None:
         return _damage(path, re.sub(r'.*WeightsUnpickler error: ', '', reason, flags=re.DOTALL))
-    return (f'checkpoint {path} holds {held.group(1)} besides weights, and unpickling that can run code; if you trust its '
-            'author, allow it with --unsafe-checkpoint')
+    return (f'checkpoint {path} holds {held.group(1)} besides weights, and unpickling that can run code; if you trust '
+            'its author, allow it with --unsafe-checkpoint')
 
 
 def _history_method(owner: type, name: str):

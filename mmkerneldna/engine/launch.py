@@ -1,4 +1,4 @@
-"""What the training and the test tool do to a config before a Runner gets it: the same for detection and segmentation."""
+"""What the training and the test tool do to a config before a Runner gets it, for detection and segmentation alike."""
 import difflib
 import logging
 import os
@@ -60,7 +60,8 @@ def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
         os.makedirs(cfg.work_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.work_dir).close()
     except OSError as error:
-        raise UsageError(f'work_dir {cfg.work_dir} is not writable ({error.strerror}); name another by --work-dir') from error
+        raise UsageError(f'work_dir {cfg.work_dir} is not writable ({error.strerror}); '
+                         'name another by --work-dir') from error
 
 
 def unsync_batch_norm(cfg: Config) -> None:
@@ -87,9 +88,9 @@ def warn_frozen_random(cfg: Config) -> None:
     backbone = cfg.model.get('backbone', {})
     loads = cfg.get('load_from') or cfg.model.get('pretrained') or backbone.get('init_cfg')
     if backbone.get('frozen_stages', -1) >= 0 and not loads:
-        print_log(f'the backbone freezes its first {backbone.frozen_stages} stage(s) and loads no weights: they stay random. '
-                  'Give it weights (model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE) or train '
-                  'all of it (model.backbone.frozen_stages=-1 model.backbone.norm_eval=False) by --cfg-options.',
+        print_log(f'the backbone freezes its first {backbone.frozen_stages} stage(s) and loads no weights: they stay '
+                  'random. Give it weights (model.backbone.init_cfg.type=Pretrained '
+                  'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 model.backbone.norm_eval=False) by --cfg-options.',
                   logger='current', level=logging.WARNING)
 
 

@@ -1,9 +1,9 @@
 """Training that a kill and a resume don't change.
 
 mmengine restores weights, optimizer, schedules and the position in the data, but no random state: augmentations and
-samplers of RoIs draw other numbers after a resume. Here every draw depends on (seed, position) alone: what a worker draws
-for a sample on the sample's place in the data order, what the model draws on the iteration. So the number of workers
-doesn't matter either.
+samplers of RoIs draw other numbers after a resume. Here every draw depends on (seed, position) alone: what a worker
+draws for a sample on the sample's place in the data order, what the model draws on the iteration. So the number of
+workers doesn't matter either.
 """
 import random
 from typing import Iterator, Optional, Sequence

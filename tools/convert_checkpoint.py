@@ -1,0 +1,52 @@
+"""Rewrite a released checkpoint of a dynamic backbone into a state dict of ours.
+
+    python tools/convert_checkpoint.py kdna-resnet18 released.pth kdna_r18.pth
+    python tools/train.py CONFIG --cfg-options model.backbone.init_cfg.type=Pretrained \
+        model.backbone.init_cfg.checkpoint=kdna_r18.pth
+"""
+import argparse
+import os
+from functools import partial
+
+import torch
+
+from mmkerneldna.checkpoints import convert_odconv, convert_official
+from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
+from mmkerneldna.engine.user_errors import one_line_errors
+
+CONVERTERS = {
+    'kdna-resnet18': partial(convert_official, arch='resnet18'),
+    'kdna-resnet50': partial(convert_official, arch='resnet50'),
+    'kdna-mobilenet-v2': partial(convert_official, arch='mobilenet_v2'),
+    'kdna-mobilenet-v2-0.5': partial(convert_official, arch='mobilenet_v2_0.5'),
+    'odconv': convert_odconv,
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('net', choices=CONVERTERS, help='what the checkpoint holds')
+    parser.add_argument('source', help='released checkpoint')
+    parser.add_argument('target', help='file to write')
+    parser.add_argument('--unsafe-checkpoint', action='store_true',
+                        help='read a checkpoint that holds more than weights; that can run code, so only for files you trust')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    with one_line_errors():
+        if os.path.exists(args.target):
+            raise CheckpointError(f'{args.target} exists; name a new file')
+        try:
+            converted = CONVERTERS[args.net](read_checkpoint(args.source, unsafe=args.unsafe_checkpoint))
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f'{args.source}: {error}') from error
+        torch.save(dict(state_dict=converted), args.target)
+    print(f'{args.target}: {len(converted)} entries')
+
+
+if __name__ == '__main__':
+    main()
