@@ -73,6 +73,13 @@ def recipe_digest(config: Path, data_root: Path) -> str:
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 
+def compare_backbones(out_dir: Path) -> None:
+    """Time the two backbones in one process, taking turns: each run times its own model, minutes apart."""
+    static, kdna = (ROOT / 'configs' / 'shapes' / f'{name}.py' for name in RUNS[:2])
+    run_tool('benchmark.py', f'static={static}', f'kdna={kdna}', '--scope', 'backbone', '--batch', 1, 8, '--size', 192,
+             '--repeats', 10, '--out-dir', out_dir)
+
+
 def report(work_dir: Path, data_root: Path) -> None:
     """Write table and plot of the four runs, next to what guessing scores; the last lines say where they lie."""
     chance = chance_scores(data_root)
@@ -91,6 +98,8 @@ def main():
     for number, name in enumerate(RUNS, 1):
         console.rule(f'{number} of {len(RUNS)}: {name}, {(time.monotonic() - start) / 60:.1f} min so far')
         train_and_test(name, args.work_dir / name, args.data_root)
+    console.rule('backbones side by side')
+    compare_backbones(args.work_dir / 'backbones')
     console.rule(f'report, {(time.monotonic() - start) / 60:.1f} min so far')
     report(args.work_dir, args.data_root)
 
