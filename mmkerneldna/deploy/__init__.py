@@ -1,1 +1,4 @@
-"""Bake, fold, compile and export."""
+"""Deploy: children baked, norms folded, compiled."""
+from .deployment import DeployError, DeployReport, deploy
+
+__all__ = ['DeployError', 'DeployReport', 'deploy']

@@ -1,2 +1,98 @@
-def speed_up(model, *args):
+"""Compile a deployed model where a compiler is at hand, in half precision where asked, with CUDA graphs where they help."""
+import warnings
+from functools import partial
+from typing import Callable, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from .cuda_graphs import graphed
+from .probe import device_of
+from .regions import Region, guarded, regions
+from .size_cache import Captured, SizeCache
+
+#: sizes kept by default, of CUDA graphs and of traced programs
+MAX_SIZES = 8
+COMPILE_MODES = (False, True, 'dynamic', 'onednn')
+
+
+def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool, int]) -> nn.Module:
+    """Replace the regions of a deployed model by guarded, compiled, graphed ones, in place.
+
+    Args:
+        model (nn.Module): deployed, in its final dtype.
+        compile, cuda_graph: as in :func:`mmkerneldna.deploy.deploy`.
+
+    Returns:
+        nn.Module: ``model``.
+    """
+    device, dtype = device_of(model), next(model.parameters()).dtype
+    for region in list(regions(model)):
+        if compile:
+            region.replace(partial(_compiled, region=region, mode=compile, device=device))
+        if cuda_graph and region.fixed:
+            sizes = MAX_SIZES if cuda_graph is True else cuda_graph
+            region.replace(partial(graphed, max_sizes=sizes, device=device))
+        # post-processing (NMS, RoIAlign) wants fp32; a bare backbone returns what it was deployed in
+        out = dtype if region.whole else torch.float32
+        region.replace(partial(guarded, device=device, dtype=dtype, out_dtype=out))
     return model
+
+
+def _compiled(function: Callable, region: Region, mode: Union[bool, str], device: torch.device) -> Callable:
+    if mode == 'onednn':
+        return SizeCache(function, trace_onednn, MAX_SIZES) if region.fixed else function
+    dynamic = mode == 'dynamic' or not region.fixed
+    # Freezing lets inductor keep kernels in the layout oneDNN wants instead of reordering them at every call.
+    options = dict(freezing=True) if device.type == 'cpu' else None
+    return WithFallback(torch.compile(function, dynamic=dynamic, options=options), function)
+
+
+class WithFallback:
+    """A compiled function that steps aside, with one warning, where it can't be compiled (no C++ compiler, no Triton)."""
+
+    def __init__(self, compiled: Callable, plain: Callable) -> None:
+        self.compiled, self.plain, self.failed = compiled, plain, False
+
+    def __call__(self, *args, **kwargs):
+        if not self.failed:
+            try:
+                return self.compiled(*args, **kwargs)
+            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                self._give_up(error)
+        return self.plain(*args, **kwargs)
+
+    def _give_up(self, error: Exception) -> None:
+        self.failed = True
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if not WithFallback.said:
+            print_log(f'torch.compile failed, running without it: {reason}', logger='current', level=30)
+        WithFallback.said = True
+
+    said = False
+
+
+def trace_onednn(plain: Callable, args: tuple) -> Captured:
+    """A traced program with oneDNN's convolutions: kernels laid out once, bias, ReLU and residual sum fused into them.
+
+    Traced at one input size, like a CUDA graph, since sizes may have become constants.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # TracerWarnings on sizes, and on torch.jit's future
+        holder = _Holder(plain).eval()
+        program = torch.jit.freeze(torch.jit.trace(holder, args, check_trace=False, strict=False))
+        program = torch.jit.optimize_for_inference(program)
+        program(*args)
+    return Captured(program)
+
+
+class _Holder(nn.Module):
+    """A bound method as a module, for the tracer; the owner must be a submodule so that its kernels can be frozen."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.owner, self.function = function.__self__, function
+
+    def forward(self, *args):
+        return self.function(*args)

@@ -1,0 +1,72 @@
+"""The parts of a model that are worth compiling: tensors in, tensors out, no post-processing."""
+from dataclasses import dataclass
+from typing import Callable, Iterator, Optional
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+@dataclass
+class Region:
+    """A function of a model, to be replaced by a faster one.
+
+    Attributes:
+        owner, name: ``getattr(owner, name)`` is the function.
+        fixed (bool): whether its input sizes follow the image's. Those of a second stage follow the number of boxes, which
+            is another one for every image.
+        whole (bool): whether it is the whole model.
+    """
+    owner: nn.Module
+    name: str
+    fixed: bool = True
+    whole: bool = False
+
+    def replace(self, make: Callable[[Callable], Callable]) -> None:
+        """Put ``make(function)`` in the place of the function, for this instance."""
+        setattr(self.owner, self.name, make(getattr(self.owner, self.name)))
+
+
+def regions(model: nn.Module) -> Iterator[Region]:
+    """Backbone with neck, dense heads and box-wise heads of a detector or segmenter; any other module as a whole."""
+    if not (isinstance(model, BaseModel) and hasattr(model, 'extract_feat')):
+        yield Region(model, 'forward', whole=True)
+        return
+    yield Region(model, 'extract_feat')
+    for name in ('rpn_head', 'bbox_head', 'decode_head'):
+        yield from (Region(head, 'forward') for head in _heads(model, name))
+    roi_head = getattr(model, 'roi_head', None)
+    for name in ('bbox_head', 'mask_head'):
+        yield from (Region(head, 'forward', fixed=False) for head in _heads(roi_head, name))
+
+
+def _heads(owner: Optional[nn.Module], name: str):
+    head = owner._modules.get(name) if owner is not None else None
+    if head is None:
+        return ()
+    return tuple(head) if isinstance(head, nn.ModuleList) else (head, )
+
+
+def guarded(function: Callable, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype) -> Callable:
+    """``function`` without gradients, on tensors of the model's device and dtype.
+
+    Raises (when called):
+        ValueError: an input on another device.
+    """
+
+    def enter(x):
+        if not isinstance(x, Tensor):
+            return x
+        if x.device != device:
+            raise ValueError(f'the deployed model is on {device}, its input on {x.device}; move the input')
+        return x.to(dtype) if x.is_floating_point() else x
+
+    def leave(x):
+        return x.to(out_dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    @torch.no_grad()
+    def call(*args, **kwargs):
+        return tree_map(leave, function(*tree_map(enter, args), **tree_map(enter, kwargs)))
+
+    return call

@@ -1,0 +1,102 @@
+"""A function made fast for one input size at a time, for the sizes seen last.
+
+CUDA graphs and traced oneDNN programs hold for one size; detectors see dozens. The cache keeps the last few within a bound
+on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
+"""
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Callable, Hashable, List, Optional, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass
+class Captured:
+    """A function that holds for one input size.
+
+    Attributes:
+        run: takes the tensors that were captured for, in the same nesting.
+        nbytes (int): memory it holds.
+        release: gives the memory back.
+    """
+    run: Callable
+    nbytes: int = 0
+    release: Callable = lambda: None
+
+
+def input_key(args: tuple) -> Optional[Hashable]:
+    """Shape, dtype, strides and device of all tensors in ``args``; None if there is anything but tensors."""
+    leaves: List[Tensor] = tree_leaves(args)
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return None
+    return tuple((tuple(leaf.shape), leaf.dtype, leaf.stride(), leaf.device) for leaf in leaves)
+
+
+class SizeCache:
+    """Calls ``plain`` through functions captured per input size.
+
+    Args:
+        plain: the function.
+        capture: makes a :class:`Captured` from ``(plain, args)``; whatever it raises makes that size run plainly.
+        max_sizes (int): sizes kept; the one used longest ago goes first.
+        max_bytes (int, optional): bound on the memory of all sizes together.
+
+    Raises:
+        ValueError: ``max_sizes`` below 1.
+    """
+
+    def __init__(self, plain: Callable, capture: Callable[[Callable, tuple], Captured], max_sizes: int = 8,
+                 max_bytes: Optional[int] = None) -> None:
+        if max_sizes < 1:
+            raise ValueError(f'max_sizes={max_sizes} must be at least 1')
+        self.plain, self.capture = plain, capture
+        self.max_sizes, self.max_bytes = max_sizes, max_bytes
+        self.captured: 'OrderedDict[Hashable, Captured]' = OrderedDict()
+        self.refused: set = set()  # sizes that failed to capture or don't fit
+
+    def __call__(self, *args, **kwargs):
+        key = None if kwargs else input_key(args)
+        if key is None or key in self.refused:
+            return self.plain(*args, **kwargs)
+        if key not in self.captured and not self._admit(key, args):
+            return self.plain(*args)
+        self.captured.move_to_end(key)
+        return self.captured[key].run(*args)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all captured sizes."""
+        return sum(entry.nbytes for entry in self.captured.values())
+
+    def _admit(self, key: Hashable, args: tuple) -> bool:
+        while len(self.captured) >= self.max_sizes:
+            self._evict()
+        try:
+            entry = self.capture(self.plain, args)
+        except Exception as error:  # whatever a tracer or the driver raises: the plain function still answers
+            return self._refuse(key, f'{type(error).__name__}: {str(error)[:200]}')
+        if self.max_bytes is not None and entry.nbytes > self.max_bytes:
+            entry.release()
+            return self._refuse(key, f'{entry.nbytes / 2**20:.0f} MiB are more than the bound of '
+                                     f'{self.max_bytes / 2**20:.0f} MiB')
+        self.captured[key] = entry
+        while self.max_bytes is not None and self.nbytes > self.max_bytes:
+            self._evict()
+        return True
+
+    def _evict(self) -> None:
+        self.captured.popitem(last=False)[1].release()
+
+    def _refuse(self, key: Hashable, reason: str) -> bool:
+        if not self.refused:
+            print_log(f'input of shape {_shapes(key)} runs without capture ({reason}); said once', logger='current',
+                      level=30)
+        self.refused.add(key)
+        return False
+
+
+def _shapes(key: Hashable) -> Tuple:
+    return tuple(leaf[0] for leaf in key)
