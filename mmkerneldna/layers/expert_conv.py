@@ -2,7 +2,7 @@
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -99,10 +99,10 @@ class ExpertConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def convolve(self, x: Tensor, attention: Optional[Tensor], bias: Optional[Tensor],
-                 spatial: Optional[Tensor] = None) -> Tensor:
+                 scales: Sequence[Tensor] = ()) -> Tensor:
         """Convolve with the mixed kernels, see :func:`.per_sample.mixture_conv2d`."""
         x, padding = pad_for_mode(self, x)
-        return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, spatial)
+        return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, scales)
 
     def _apply(self, fn, recurse: bool = True):
         # torch's channels_last is for four axes: the experts go through as one long kernel

@@ -18,7 +18,7 @@ class Attentions(NamedTuple):
     """The four attentions; None where the layer has no such dimension."""
     channel: Tensor  # (N, C_in, 1, 1)
     filter: Optional[Tensor]  # (N, C_out, 1, 1)
-    spatial: Optional[Tensor]  # (N, k, k)
+    spatial: Optional[Tensor]  # (N, 1, 1, k, k)
     kernel: Optional[Tensor]  # (N, n)
 
 
@@ -51,16 +51,16 @@ class OmniAttention(nn.Module):
         spatial = gate(self.spatial_fc)
         kernel = None if self.kernel_fc is None else F.softmax(self.kernel_fc(hidden).flatten(1) / temperature, dim=1)
         return Attentions(gate(self.channel_fc), gate(self.filter_fc),
-                          None if spatial is None else spatial.view(-1, *self.kernel_size), kernel)
+                          None if spatial is None else spatial.view(-1, 1, 1, *self.kernel_size), kernel)
 
 
 @MODELS.register_module()
 class ODConv2d(ExpertConv2d):
     """``y = sum_j (a_kernel,j . a_filter . a_channel . a_spatial . W_j) * x`` (paper, equation 2).
 
-    The channel attention is applied to the input and the filter attention to the output, which is the same and leaves
-    only the kernel and spatial attentions to the kernel itself. With one expert of 1x1 the kernel is static: the layer
-    is then one ordinary convolution for the whole batch. All four attentions are divided by ``temperature``, which may
+    Scaling the input by the channel attention and the output by the filter attention is the same as scaling the kernel;
+    the smaller of the two is scaled. With one expert of 1x1 the kernel is static: the layer is then one ordinary
+    convolution for the whole batch. All four attentions are divided by ``temperature``, which may
     be set at any time; the paper lowers it from 30 to 1 over the first 10 epochs. The bias is static and not scaled.
 
     Args:
@@ -114,10 +114,26 @@ class ODConv2d(ExpertConv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         attention = self.attention(x, self.temperature)
+        scales = [] if attention.spatial is None else [attention.spatial]
+        if self._kernel_is_smaller(x):
+            return self.convolve(x, attention.kernel, self.bias, [*scales, kernel_scale(attention, self.groups)])
         # without a filter attention the bias can ride on the convolution
-        bias = self.bias if attention.filter is None else None
-        y = self.convolve(x * attention.channel, attention.kernel, bias, attention.spatial)
+        y = self.convolve(x * attention.channel, attention.kernel, self.bias if attention.filter is None else None, scales)
         if attention.filter is None:
             return y
         y = y * attention.filter
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def _kernel_is_smaller(self, x: Tensor) -> bool:
+        """Whether scaling the kernel of a sample is cheaper than scaling its input and output."""
+        dynamic = self.num_experts > 1 or self.attention.spatial_fc is not None
+        outputs = self.out_channels * x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
+        return dynamic and self.weight[0].numel() < x.shape[1] * x.shape[2] * x.shape[3] + outputs
+
+
+def kernel_scale(attention: Attentions, groups: int) -> Tensor:
+    """Channel and filter attention as one factor of the kernels, (N, C_out, C_in/g, 1, 1)."""
+    channel = attention.channel.unflatten(1, (groups, 1, -1))  # (N, g, 1, C_in/g, 1, 1)
+    if attention.filter is None:  # depthwise: a group is a channel
+        return channel.flatten(1, 2)
+    return (attention.filter.unflatten(1, (groups, -1, 1)) * channel).flatten(1, 2)

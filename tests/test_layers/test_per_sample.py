@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mmkerneldna.layers.per_sample import (GROUPED_MAX_ELEMENTS, PER_SAMPLE, mixture_conv2d, per_sample_conv2d,
-                                           select_per_sample)
+from mmkerneldna.layers.per_sample import (PER_SAMPLE, mixture_conv2d, per_sample_conv2d, select_per_sample)
 
 
 def usable(kernels, padding, batch):
@@ -55,17 +54,29 @@ def test_every_strategy_is_the_loop_over_samples(case, channels_last, per_sample
 
 @settings(deadline=None, max_examples=20)
 @given(case=conv_cases(), mixed=st.booleans())
-def test_spatial_factor_multiplies_the_kernel(case, mixed):
+def test_scales_multiply_the_kernels(case, mixed):
     x, experts, attention, _ = make_tensors(case, 3 if mixed else 1)
-    spatial = torch.rand(len(x), *experts.shape[-2:], dtype=torch.double)
-    kernels = torch.einsum('nk,koihw,nhw->noihw', attention if mixed else torch.ones_like(attention), experts, spatial)
-    expected = per_sample_conv2d(x, kernels, **geometry(case), strategy='loop')
+    before = experts.detach().clone()
+    spatial = torch.rand(len(x), 1, 1, *experts.shape[-2:], dtype=torch.double)
+    channel = torch.rand(len(x), *experts.shape[1:3], 1, 1, dtype=torch.double)
+    kernels = torch.einsum('nk,koihw->noihw', attention if mixed else torch.ones_like(attention), experts)
+    expected = per_sample_conv2d(x, kernels * spatial * channel, **geometry(case), strategy='loop')
     for strategy in usable(experts, case['conv']['padding'], len(x)):
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
-                y = mixture_conv2d(x, attention if mixed else None, experts, spatial=spatial, **geometry(case),
+                y = mixture_conv2d(x, attention if mixed else None, experts, scales=[spatial, channel], **geometry(case),
                                    strategy=strategy)
             torch.testing.assert_close(y, expected)
+    assert torch.equal(experts, before)
+
+
+@pytest.mark.parametrize('limit', [1, 300, 700, 10**9])
+@pytest.mark.parametrize('batch', [2, 5, 7])
+def test_chunks_of_any_size(monkeypatch, limit, batch):
+    monkeypatch.setattr('mmkerneldna.layers.per_sample.CHUNK_ELEMENTS', limit)
+    x, attention, experts = torch.randn(batch, 4, 7, 7), torch.rand(batch, 2), torch.randn(2, 6, 4, 3, 3)
+    expected = mixture_conv2d(x, attention, experts, strategy='loop')
+    torch.testing.assert_close(mixture_conv2d(x, attention, experts, strategy='chunks'), expected)
 
 
 def test_batch_of_one_is_one_plain_conv2d():
@@ -74,25 +85,20 @@ def test_batch_of_one_is_one_plain_conv2d():
     assert torch.equal(per_sample_conv2d(x, kernel, padding=1), F.conv2d(x, kernel[0], padding=1))
 
 
-@pytest.mark.parametrize('size, batch, layout, strategy', [
-    (8, 4, torch.contiguous_format, 'grouped'),
-    (8, 4, torch.channels_last, 'loop'),
-    (256, 4, torch.contiguous_format, 'loop'),
-])
-def test_selection_on_the_cpu(size, batch, layout, strategy):
-    x = torch.empty(batch, 16, size, size).contiguous(memory_format=layout)
-    assert (x.numel() > GROUPED_MAX_ELEMENTS) == (size == 256)
-    assert select_per_sample(x, torch.empty(batch, 16, 16, 3, 3), padding=1) == strategy
+@pytest.mark.parametrize('layout, strategy', [(torch.contiguous_format, 'chunks'), (torch.channels_last, 'loop')])
+def test_selection_on_the_cpu(layout, strategy):
+    x = torch.empty(4, 16, 8, 8).contiguous(memory_format=layout)
+    assert select_per_sample(x, torch.empty(4, 16, 16, 3, 3), padding=1) == strategy
 
 
-@pytest.mark.parametrize('strategy', ['loop', 'grouped', 'matmul', 'outputs', None])
+@pytest.mark.parametrize('strategy', ['loop', 'grouped', 'chunks', 'matmul', 'outputs', None])
 def test_memory_format_is_kept(strategy):
     x = torch.randn(3, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     y = mixture_conv2d(x, torch.rand(3, 2), torch.randn(2, 6, 4, 1, 1), strategy=strategy)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('strategy', ['loop', 'grouped', 'matmul', 'outputs', None])
+@pytest.mark.parametrize('strategy', ['loop', 'grouped', 'chunks', 'matmul', 'outputs', None])
 def test_follows_autocast(strategy):
     x, attention, experts = torch.randn(3, 4, 8, 8), torch.rand(3, 2), torch.randn(2, 6, 4, 1, 1)
     expected = mixture_conv2d(x, attention, experts, strategy=strategy)
@@ -126,8 +132,10 @@ def test_errors_name_what_is_wrong():
         mixture_conv2d(x, torch.rand(2, 3), experts, strategy='plain')
     with pytest.raises(ValueError, match='for 1x1 kernels'):
         mixture_conv2d(x, torch.rand(2, 3), experts, strategy='matmul')
-    with pytest.raises(ValueError, match=r'spatial factor of shape \(2, 3, 3\)'):
-        mixture_conv2d(x, torch.rand(2, 3), experts, spatial=torch.rand(2, 9))
+    with pytest.raises(ValueError, match=r'kernels \(2, 4, 4, 3, 3\).*got \(2, 1, 1, 9, 1\)'):
+        mixture_conv2d(x, torch.rand(2, 3), experts, scales=[torch.rand(2, 1, 1, 9, 1)])
+    with pytest.raises(ValueError, match='no scales'):
+        mixture_conv2d(x, torch.rand(2, 3), experts, scales=[torch.rand(2, 1, 1, 3, 3)], strategy='outputs')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
