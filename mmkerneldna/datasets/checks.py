@@ -5,10 +5,12 @@ import os.path as osp
 import tempfile
 from typing import Dict, Iterator, List, Sequence, Tuple
 
+from mmdet.datasets import CocoDataset
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
+from mmseg.datasets import BaseSegDataset
 
 from .coco_checks import check_coco, drop_images, load_coco
 from .errors import DataError
@@ -68,33 +70,34 @@ def _build_lazily(leaf: dict, where: str):
 
 
 def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str) -> List[str]:
-    from mmdet.datasets import CocoDataset
-    from mmseg.datasets import BaseSegDataset
     dataset = _build_lazily(leaf, where)
     if isinstance(dataset, CocoDataset):
-        faults, write = check_coco(dataset, where), _write_coco_without
+        faults, write_without = check_coco(dataset, where), _write_coco_without
     elif isinstance(dataset, BaseSegDataset):
-        faults, write = check_masks(dataset, where), _write_list_without
+        faults, write_without = check_masks(dataset, where), _write_list_without
     else:
         print_log(f'{where}: no data check for {type(dataset).__name__}', logger='current')
         return []
+    if faults and on_corrupt == 'fatal':
+        raise DataError(f'{where}: {len(faults)} images cannot be used: {_described(faults)}. Mend or remove them, or '
+                        'leave them out with --corrupt-images skip')
     if faults:
-        _skip(cfg, split, where, leaf, dataset, faults, write, on_corrupt)
+        print_log(f'{where}: leaving out {len(faults)} images: {_described(faults)}', logger='current')
+        leaf['ann_file'] = write_without(dataset, where, faults, _check_folder(cfg))
+        _redirect_evaluators(cfg, split, dataset.ann_file, leaf['ann_file'])
     return list(faults)
 
 
-def _skip(cfg, split, where, leaf, dataset, faults: Dict[str, str], write, on_corrupt: str) -> None:
-    described = listing([f'{path} is {fault}' if not fault.startswith('its ') else f'{path}: {fault}'
-                         for path, fault in faults.items()])
-    if on_corrupt == 'fatal':
-        raise DataError(f'{where}: {len(faults)} images cannot be used: {described}. Mend or remove them, or leave '
-                        'them out with --corrupt-images skip')
-    print_log(f'{where}: leaving out {len(faults)} images: {described}', logger='current')
-    old = dataset.ann_file
-    leaf['ann_file'] = write(dataset, where, faults, _check_folder(cfg))
+def _described(faults: Dict[str, str]) -> str:
+    return listing([f'{path}: {fault}' if fault.startswith('its mask') else f'{path} is {fault}'
+                    for path, fault in faults.items()])
+
+
+def _redirect_evaluators(cfg: Config, split: str, old: str, new: str) -> None:
+    """An evaluator that kept the old file would count every object of a skipped image as missed."""
     for evaluator in _evaluators(cfg, split):
         if evaluator.get('ann_file') and osp.abspath(evaluator['ann_file']) == osp.abspath(old):
-            evaluator['ann_file'] = leaf['ann_file']
+            evaluator['ann_file'] = new
 
 
 def _check_folder(cfg: Config) -> str:
