@@ -29,7 +29,7 @@ def parse_args():
     parser.add_argument('source', help='released checkpoint')
     parser.add_argument('target', help='file to write')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a checkpoint that holds more than weights; that can run code, so only for files you trust')
+                        help='read a file that holds more than weights; that can run code: only for files you trust')
     return parser.parse_args()
 
 

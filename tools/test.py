@@ -23,7 +23,7 @@ def parse_args():
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
                         help='what to do about images that do not decode')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a checkpoint that holds more than weights; that can run code, so only for files you trust')
+                        help='read a file that holds more than weights; that can run code: only for files you trust')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

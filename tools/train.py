@@ -26,7 +26,7 @@ def parse_args():
     parser.add_argument('--allow-partial-load', action='store_true',
                         help='load_from a checkpoint of another head or backbone as far as it fits')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read checkpoints that hold more than weights; that can run code, so only for files you trust')
+                        help='read files that hold more than weights; that can run code: only for files you trust')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

@@ -76,7 +76,7 @@ def _safe_globals() -> list:
 
 
 def install_safe_loading(unsafe: bool = False) -> None:
-    """Make mmengine read every checkpoint this way: local files by :func:`read_checkpoint`, the others by torch's switch.
+    """Make mmengine read local files by :func:`read_checkpoint`, and forbid torch the unsafe mode for all others.
 
     ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained', ...)`` all pass through mmengine's loader.
     """
@@ -110,8 +110,8 @@ class Mismatch:
     def __str__(self) -> str:
         kinds = [('missing in it', self.missing), ('unexpected in it', self.unexpected),
                  ('of another shape', [f'{k} (model {m}, checkpoint {c})' for k, (m, c) in self.shapes.items()])]
-        lines = [f'of the {self.total} entries of the model {len(self.missing)} are missing and {len(self.shapes)} have '
-                 f'another shape; {len(self.unexpected)} entries are unexpected']
+        lines = [f'of the {self.total} entries of the model {len(self.missing)} are missing and {len(self.shapes)} '
+                 f'have another shape; {len(self.unexpected)} entries are unexpected']
         return '\n'.join(lines + [_listing(title, keys) for title, keys in kinds if keys])
 
 

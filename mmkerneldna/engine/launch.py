@@ -90,7 +90,8 @@ def warn_frozen_random(cfg: Config) -> None:
     if backbone.get('frozen_stages', -1) >= 0 and not loads:
         print_log(f'the backbone freezes its first {backbone.frozen_stages} stage(s) and loads no weights: they stay '
                   'random. Give it weights (model.backbone.init_cfg.type=Pretrained '
-                  'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 model.backbone.norm_eval=False) by --cfg-options.',
+                  'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 '
+                  'model.backbone.norm_eval=False) by --cfg-options.',
                   logger='current', level=logging.WARNING)
 
 

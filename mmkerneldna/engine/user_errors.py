@@ -59,8 +59,8 @@ def _names(registry: Registry) -> set:
 
 
 def _tied_weights(found: re.Match, text: str) -> str:
-    return ("the optimizer got a shared kernel twice: a paramwise_cfg lists every conv, and a child conv ties its parent's "
-            'weight; set optim_wrapper.paramwise_cfg.bypass_duplicate=True')
+    return ('the optimizer got a shared kernel twice: a paramwise_cfg lists every conv, and a child conv ties the '
+            'weight of its parent; set optim_wrapper.paramwise_cfg.bypass_duplicate=True')
 
 
 def _same_line(found: re.Match, text: str) -> str:

@@ -45,10 +45,11 @@ def batch(cfg):
     """Two images, as the model's data_preprocessor takes them."""
     if cfg.default_scope == 'mmdet':
         return demo_mm_inputs(2, [[3, SIDE, SIDE]] * 2, num_classes=2, with_mask=True)
-    meta = dict(img_shape=(SIDE, SIDE), ori_shape=(SIDE, SIDE), pad_shape=(SIDE, SIDE), scale_factor=(1., 1.), flip=False)
+    meta = {key: (SIDE, SIDE) for key in ('img_shape', 'ori_shape', 'pad_shape')}
     labels = torch.randint(0, 2, (1, SIDE, SIDE))
     samples = [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)) for _ in range(2)]
-    return dict(inputs=[torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8) for _ in range(2)], data_samples=samples)
+    images = [torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8) for _ in range(2)]
+    return dict(inputs=images, data_samples=samples)
 
 
 def run(cfg, mode):

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py end to end on a checkpoint in the released layout; the layouts have tests of their own."""
+"""tools/convert_checkpoint.py end to end; the layouts themselves have tests of their own."""
 import torch
 from mmengine.registry import MODELS
 from tiny_runs import run_tool

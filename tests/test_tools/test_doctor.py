@@ -49,7 +49,7 @@ def test_bare_python():
 
 @pytest.mark.parametrize('hidden, dists, wrong, said', [
     (('mmseg', ), ('onedl-mmsegmentation', ), {}, "pip install 'onedl-mmsegmentation>="),
-    (('mmcv._ext', ), (), {}, "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv>="),
+    (('mmcv._ext', ), (), {}, "--no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv>="),
     ((), (), {'onedl-mmdetection': '2.28.2'}, "pip install 'onedl-mmdetection>="),
     (('cv2', ), (), {}, 'pip install opencv-python-headless'),
 ], ids=['missing package', 'mmcv without ops', 'old version', 'missing OpenCV'])
