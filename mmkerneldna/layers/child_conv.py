@@ -66,6 +66,9 @@ class ChildConv2d(nn.Conv2d):
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels, **kernel))
         self.gate = InputGate(self.in_channels, reduction, norm_cfg).to(**kernel)
+        # torch.fx takes modules for leaves by this prefix, and mmengine's efficient_conv_bn_eval raises KeyError in a net
+        # whose BN follows a conv that is none. On the instance: the class keeps its own, by which it is pickled.
+        self.__module__ = nn.Conv2d.__module__
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, parent: nn.Conv2d, **gate_cfg) -> 'ChildConv2d':
