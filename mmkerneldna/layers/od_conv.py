@@ -6,6 +6,7 @@ Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
 from typing import NamedTuple, Optional
 
+import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -121,7 +122,8 @@ class ODConv2d(ExpertConv2d):
         y = self.convolve(x * attention.channel, attention.kernel, self.bias if attention.filter is None else None, scales)
         if attention.filter is None:
             return y
-        y = y * attention.filter
+        # y is ours alone: without gradients it needs no copy
+        y = y * attention.filter if torch.is_grad_enabled() else y.mul_(attention.filter)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     def _kernel_is_smaller(self, x: Tensor) -> bool:

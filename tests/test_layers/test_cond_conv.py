@@ -26,3 +26,11 @@ def test_matches_the_paper(case, num_experts):
 
 def test_paper_has_eight_experts():
     assert CondConv2d(4, 6, 3).weight.shape == (8, 6, 4, 3, 3)
+
+
+def test_static_checkpoint_gives_the_static_output_while_the_routing_is_neutral():
+    static, layer = torch.nn.Conv2d(4, 6, 3), CondConv2d(4, 6, 3)
+    torch.nn.init.zeros_(layer.routing.weight)
+    layer.load_state_dict(static.state_dict(), strict=False)
+    x = torch.randn(2, 4, 7, 7)
+    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)

@@ -3,8 +3,10 @@ import logging
 import pytest
 import torch
 from mmdet.models import FPN, MobileNetV2, ResNet
-from mmdet.models.utils import empty_instances  # noqa: F401  (registers mmdet's heads)
-from mmengine.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 from mmseg.models import ResNetV1c
 from torch import nn
 
@@ -96,7 +98,36 @@ def test_a_static_checkpoint_loads_into_a_swapped_net():
     torch.testing.assert_close(net.layer4[1].conv2.weight, torch.stack([kernel * 8] * 2))
 
 
-def test_the_log_is_a_table(caplog):
+def test_the_inner_init_cfg_seeds_the_experts(tmp_path):
+    static = small_resnet()
+    torch.save(static.state_dict(), tmp_path / 'static.pth')
+    inner = dict(type='mmdet.ResNet', depth=18, base_channels=16,
+                 init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'static.pth')))
+    net = MODELS.build(dict(type='DynamicConvs', module=inner, conv=dict(type='DyConv2d')))
+    net.init_weights()
+    assert torch.equal(net.conv1.weight, static.conv1.weight)
+    torch.testing.assert_close(net.layer2[0].conv1.weight, torch.stack([static.layer2[0].conv1.weight] * 4))
+
+
+@pytest.mark.parametrize('kind', ['CondConv2d', 'DyConv2d', 'DCDConv2d', 'ODConv2d', 'SEConv2d'])
+def test_a_detector_trains_on_one_image(kind):
+    cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
+    inner = dict(cfg.backbone, base_channels=8, init_cfg=None)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.bbox_head.update(in_channels=8, feat_channels=8)
+    cfg.backbone = dict(type='DynamicConvs', module=inner, conv=dict(type=kind))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(cfg)
+        detector.init_weights()
+        detector.train()
+        sample = DetDataSample(metainfo=dict(img_shape=(64, 64), batch_input_shape=(64, 64), pad_shape=(64, 64)))
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.tensor([1]))
+        losses, _ = detector.parse_losses(detector.loss(torch.randn(1, 3, 64, 64), [sample]))
+    assert torch.isfinite(losses)
+    losses.backward()
+
+
+def test_the_log_is_a_table():
     conv, new = nn.Conv2d(64, 64, 3, stride=2, bias=False), ODConv2d(64, 64, 3, stride=2, bias=False)
     table = describe_swap('ODConv2d', {'layer1.0.conv1': conv}, {'layer1.0.conv1': new})
     head, row = table.split('\n')
