@@ -57,8 +57,8 @@ def assemble_kernels(attention: Tensor, cells: Tensor, splits: Tuple[int, int, i
     height, width, outs, ins = splits
     c_out, c_in = cells.shape[1:3]
     mixed = torch.mm(attention.flatten(0, 1).to(cells.dtype), cells.flatten(1))
-    mixed = mixed.view(-1, height, width, outs, ins, c_out, c_in)
-    return mixed.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, outs * c_out, ins * c_in, height, width)
+    mixed = mixed.view(len(attention), height, width, outs, ins, c_out, c_in)
+    return mixed.permute(0, 3, 5, 4, 6, 1, 2).reshape(len(attention), outs * c_out, ins * c_in, height, width)
 
 
 class CellAttention(nn.Module):
@@ -102,10 +102,10 @@ class CellAttention(nn.Module):
         hidden = self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1))
         hidden = F.relu(pooled_norm(self.norm, hidden[:, :, None, None])).flatten(1)
         logits = self.fc2(hidden).float() if self.fc3 is None else self._expand(self.fc2(hidden)).float()
-        return contrasting_attention(logits.view(-1, *self.shape), self.assignment, temperature)
+        return contrasting_attention(logits.view(len(x), *self.shape), self.assignment, temperature)
 
     def _expand(self, values: Tensor) -> Tensor:
-        values = values.view(len(values), self.shape[0], -1)
+        values = values.view(len(values), self.shape[0], self.fc2.out_features // self.shape[0])
         own, basis, zero = values.split([self.owned, values.shape[-1] - self.owned - 1, 1], dim=-1)
         others = self.fc3(basis)
         logits = torch.cat([others[..., :self.start], own, others[..., self.start:], zero], dim=-1)
