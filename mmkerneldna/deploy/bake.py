@@ -114,6 +114,21 @@ def lean_gates(module: nn.Module, triton: bool = False) -> None:
             setattr(owner, name, FoldedGate(child.gate, triton))
 
 
+def guard_mmcv_ops(module: nn.Module) -> None:
+    """Let mmcv's compiled ops (RoIAlign, deformable convs) see contiguous tensors only.
+
+    They read the memory as if it were contiguous, whatever its strides: on channels_last features RoIAlign returns, without
+    an error, the features of other pixels.
+    """
+    for child in module.modules():
+        if type(child).__module__.startswith('mmcv.ops'):
+            child.register_forward_pre_hook(_contiguous_arguments)
+
+
+def _contiguous_arguments(module: nn.Module, args: tuple) -> tuple:
+    return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+
+
 def _plain(child: ChildConv2d) -> nn.Conv2d:
     conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
                      child.dilation, child.groups, child.bias is not None, child.padding_mode, device='meta')

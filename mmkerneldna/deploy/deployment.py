@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, fx, nn
 
 from ..layers import ChildConv2d
-from .bake import bake_children, lean_gates, parameter_count, unshare_convs
+from .bake import bake_children, guard_mmcv_ops, lean_gates, parameter_count, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .probe import Probe, device_of, make_probe
@@ -94,12 +94,14 @@ def deploy(model: nn.Module,
     with torch.no_grad():
         expected = run(copy)
         _bake_and_fold(copy, report, run, gate)
+        guard_mmcv_ops(copy)
+        copy = copy.to(memory_format=torch.channels_last)
         report.deviation = _deviation(run(copy), expected)
     if not report.deviation <= TOLERANCE:
         raise DeployError(f'{type(model).__name__} deviates by {report.deviation:.1e} of its largest feature when deployed, '
                           f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
                           'please report the model')
-    copy = copy.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+    copy = copy.to(dtype).requires_grad_(False)
     copy.deploy_report = report
     print_log(str(report), logger='current')
     return speed_up(copy, compile, cuda_graph)
