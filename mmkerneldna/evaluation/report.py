@@ -49,7 +49,7 @@ def score_columns() -> List[Column]:
         if score.name in ('box_ap', 'mask_ap', 'miou'):
             columns += [Column(f'{score.name}_best', f'best val {score.title}', 1),
                         Column(f'{score.name}_last', f'last val {score.title}', 1)]
-    return [*columns, Column('score_from', 'score from')]
+    return [*columns, Column('score_from', 'score from'), Column('score_gain', 'gain', 2)]
 
 
 def report_columns(rows: Sequence[Row]) -> List[Column]:
