@@ -4,8 +4,8 @@ The released nets (OSVAI/ODConv, ``models/od_resnet.py`` and ``models/od_mobilen
 
     dict(type='DynamicConvs', module=dict(type='ResNet', depth=18), conv=dict(type='ODConv2d', num_experts=4))
 
-and of ``MobileNetV2`` of mmdet (widths 0.5, 0.75 and 1.0 have the same names). ``num_experts`` is the ``kernel_num`` they
-were trained with, and shows in the shape of the ``weight`` of any dynamic layer.
+and of ``MobileNetV2`` of mmdet (widths 0.5, 0.75 and 1.0 have the same names). ``num_experts`` is the ``kernel_num``
+they were trained with, and shows in the shape of the ``weight`` of any dynamic layer.
 """
 from typing import Any, Dict, Iterable, Mapping
 
@@ -21,8 +21,8 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     """Turn a checkpoint of the authors' ODConv code into the state dict of our backbone; the net is read off the keys.
 
     Args:
-        state_dict: a state dict of an ``od_resnet*`` or ``od_mobilenetv2_*``; a ``module.`` prefix and a checkpoint that
-            holds the state dict under ``state_dict`` or ``model`` are understood. The classifier is dropped.
+        state_dict: a state dict of an ``od_resnet*`` or ``od_mobilenetv2_*``; a ``module.`` prefix and a checkpoint
+            that holds the state dict under ``state_dict`` or ``model`` are understood. The classifier is dropped.
 
     Returns:
         A state dict that loads strictly into the net above. Their temperature is no part of it: it is 1 after training.
@@ -33,8 +33,8 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     state_dict = unwrap(state_dict)
     rename = _renaming(state_dict)
     if not any('.attention.' in key for key in state_dict):
-        raise ValueError('not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the swapped '
-                         'net as it is')
+        raise ValueError('not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the '
+                         'swapped net as it is')
     converted, foreign = {}, []
     for key, value in state_dict.items():
         prefix = next((p for p in rename if key.startswith(p + '.')), None)
@@ -54,8 +54,8 @@ def _renaming(keys: Iterable[str]) -> Dict[str, str]:
         return {**{name: name for name in ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}, 'fc': ''}
     if 'features' in heads:
         return _mobilenet_renaming()
-    raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) or '
-                     f'od_mobilenetv2 (features), got {_some(sorted(heads))}')
+    raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) '
+                     f'or od_mobilenetv2 (features), got {_some(sorted(heads))}')
 
 
 def _mobilenet_renaming() -> Dict[str, str]:

@@ -31,7 +31,8 @@ class CondConv2d(ExpertConv2d):
     static, for the formula has none.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            ``nn.Conv2d``.
         num_experts (int): n. Defaults to 8 (the paper).
 
     Raises:

@@ -84,8 +84,8 @@ class DCDConv2d(nn.modules.conv._ConvNd):
         ValueError: ``groups`` other than 1, L or ``pool_size`` below 1, ``reduction`` out of range, or a layer norm.
     """
 
-    # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static (released
-    # code), and so does the block without expansion of MobileNetV2
+    # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static
+    # (released code), and so does the block without expansion of MobileNetV2
     paper_patterns = {
         'ResNet': ['layer*.conv*'],
         # mmdet's names, then mmseg's
@@ -129,7 +129,7 @@ class DCDConv2d(nn.modules.conv._ConvNd):
     def _build_norm(norm_cfg, channels):
         norm = build_pooled_norm(norm_cfg, channels)
         if isinstance(norm, nn.LayerNorm):
-            raise ValueError(f'norm_cfg={norm_cfg} normalises pooled features only; DCDConv2d has maps: use BN, GN or None')
+            raise ValueError(f'norm_cfg={norm_cfg} cannot normalise the maps of DCDConv2d: use BN, SyncBN, GN or None')
         return norm
 
     def init_weights(self) -> None:

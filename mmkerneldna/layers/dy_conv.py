@@ -31,14 +31,15 @@ class DyConv2d(ExpertConv2d):
     10 epochs.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``;
-            a bias is one per expert, (n, C_out).
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            ``nn.Conv2d``; a bias is one per expert, (n, C_out).
         num_experts (int): n. Defaults to 4 (the paper).
         reduction (int): ``in_channels`` over the hidden width of the attention, which is at least 4. Defaults to 4.
         temperature (float): the initial one. Defaults to 1.
 
     Raises:
-        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels (and 4), or a temperature that isn't positive.
+        ValueError: ``num_experts`` below 1, ``reduction`` larger than the channels (and 4), or a temperature that isn't
+            positive.
     """
 
     # "every convolution layer but the first" (section 5.1), shortcuts included

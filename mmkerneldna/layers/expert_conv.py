@@ -23,14 +23,14 @@ def hidden_channels(channels: int, reduction: int, default: int, min_channels: i
     """Width of the hidden layer of an attention: ``channels / reduction`` rounded down, at least ``min_channels``.
 
     Raises:
-        ValueError: ``reduction`` below 1, or larger than the channels and the layer's ``default``. The default itself is
-            never refused: ``conv_cfg`` reaches stems of 3 channels too.
+        ValueError: ``reduction`` below 1, or larger than the channels and the layer's ``default``. The default itself
+            is never refused: ``conv_cfg`` reaches stems of 3 channels too.
     """
     if min_channels < 1:
         raise ValueError(f'min_channels={min_channels} must be at least 1')
     if not 1 <= reduction <= max(channels, default):
-        raise ValueError(f'reduction={reduction} must lie between 1 and {max(channels, default)}, for it divides {channels} '
-                         f'channels (the default is {default})')
+        raise ValueError(f'reduction={reduction} must lie between 1 and {max(channels, default)}, for it divides '
+                         f'{channels} channels (the default is {default})')
     return max(channels // reduction, min_channels)
 
 
@@ -52,16 +52,17 @@ class ExpertConv2d(nn.Conv2d):
     """Base of the mixtures: ``weight`` holds n kernels, (n, C_out, C_in/g, k, k).
 
     A subclass computes an attention from its input and calls :meth:`convolve`. It stays an ``nn.Conv2d``, so that
-    upstream code finds the geometry where it looks for it and ``mmcv.cnn.fuse_conv_bn`` folds a BN into all experts, but
-    *not a direct child of it* for mmengine: ``dict(type='Kaiming', layer='Conv2d')`` compares the class and its direct
-    bases by name and would take n for C_out in the fan. The experts have a Kaiming init of their own, one fan per
-    expert, on construction and in :meth:`init_weights`, which mmengine and mmcv call in place of theirs.
+    upstream code finds the geometry where it looks for it and ``mmcv.cnn.fuse_conv_bn`` folds a BN into all experts,
+    but *not a direct child of it* for mmengine: ``dict(type='Kaiming', layer='Conv2d')`` compares the class and its
+    direct bases by name and would take n for C_out in the fan. The experts have a Kaiming init of their own, one fan
+    per expert, on construction and in :meth:`init_weights`, which mmengine and mmcv call in place of theirs.
 
     The kernel of a static checkpoint, (C_out, C_in/g, k, k), seeds every expert, divided by ``static_gain`` so that
     the layer starts at the static output: swap the convolutions of a net, then load the static weights.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            ``nn.Conv2d``.
         num_experts (int): n.
 
     Raises:

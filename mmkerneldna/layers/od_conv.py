@@ -65,12 +65,13 @@ class ODConv2d(ExpertConv2d):
     be set at any time; the paper lowers it from 30 to 1 over the first 10 epochs. The bias is static and not scaled.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            ``nn.Conv2d``.
         num_experts (int): n. Defaults to 4; the paper also uses 1.
         reduction (int): ``in_channels`` over the hidden width of the attention. Defaults to 16 (the paper).
         min_channels (int): the least hidden width. Defaults to 16 (the paper).
-        norm_cfg (dict, optional): norm of the hidden features: BN (the paper), SyncBN, LN, GN or None. BN also trains at
-            a batch of one, see :mod:`.pooled_norm`.
+        norm_cfg (dict, optional): norm of the hidden features: BN (the paper), SyncBN, LN, GN or None. BN also trains
+            at a batch of one, see :mod:`.pooled_norm`.
         temperature (float): the initial one. Defaults to 1.
 
     Raises:
@@ -119,7 +120,8 @@ class ODConv2d(ExpertConv2d):
         if self._kernel_is_smaller(x):
             return self.convolve(x, attention.kernel, self.bias, [*scales, kernel_scale(attention, self.groups)])
         # without a filter attention the bias can ride on the convolution
-        y = self.convolve(x * attention.channel, attention.kernel, self.bias if attention.filter is None else None, scales)
+        bias = self.bias if attention.filter is None else None
+        y = self.convolve(x * attention.channel, attention.kernel, bias, scales)
         if attention.filter is None:
             return y
         # y is ours alone: without gradients it needs no copy

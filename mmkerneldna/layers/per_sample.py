@@ -35,9 +35,9 @@ from torch import Tensor
 Pair = Union[int, Sequence[int]]
 PaddingLike = Union[int, Sequence[int], str]
 
-#: Elements (the largest of input, kernels and output) that one folded conv may have on the CPU. Measured with two threads:
-#: below it one folded conv took 0.5 to 1.25 times as long as a loop over the samples (depthwise gained most), above it
-#: 0.95 to 4.8 times.
+#: Elements (the largest of input, kernels and output) that one folded conv may have on the CPU. Measured with two
+#: threads: below it one folded conv took 0.5 to 1.25 times as long as a loop over the samples (depthwise gained most),
+#: above it 0.95 to 4.8 times.
 CHUNK_ELEMENTS = 3_000_000
 
 PER_SAMPLE = ('plain', 'loop', 'grouped', 'chunks', 'matmul')
@@ -117,8 +117,8 @@ def mixture_conv2d(x: Tensor,
     if torch.is_grad_enabled():
         # One big product has one big gradient; by parts, each part would have one of the size of all experts.
         kernels = kernels(slice(None)).__getitem__
-    # Otherwise the kernels of a part are mixed when it is their turn: at 512 channels and batch 32 that halves the time,
-    # for together they are 300 MB of fresh memory.
+    # Otherwise the kernels of a part are mixed when it is their turn: at 512 channels and batch 32 that halves the
+    # time, for together they are 300 MB of fresh memory.
     return _add_bias(_compute(strategy, x, experts, kernels, geometry), bias)
 
 
@@ -155,7 +155,7 @@ def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: Padd
 
 
 def _compute(strategy: str, x: Tensor, like: Tensor, kernels: Callable[[slice], Tensor], geometry: dict) -> Tensor:
-    """Convolve part by part; ``kernels`` gives those of a part of the batch, ``like`` has their shape but for the batch."""
+    """Convolve part by part; ``kernels`` gives those of a part, ``like`` has their shape from axis 1 on."""
     batch = x.shape[0]
     if strategy == 'matmul':
         return _matmul(x, kernels(slice(None)), **geometry)

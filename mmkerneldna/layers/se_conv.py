@@ -17,7 +17,8 @@ class SEConv2d(nn.Conv2d):
     """``y = conv2d(g(x) * x, W)``: a child convolution of KernelDNA with a kernel of its own and no modulation.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            ``nn.Conv2d``.
         reduction (int): of the gate; at most ``in_channels`` is used of the default, so that a stem of 3 channels has a
             gate too. Defaults to 4 (KernelDNA).
         norm_cfg (dict, optional): norm of the gate.

@@ -33,9 +33,9 @@ def swap_convs(module: nn.Module,
     the whole path behind ``re:`` (``'re:layer[34]\\.\\d+\\.conv2'``).
 
     The new layers take the geometry, bias, device, dtype and mode of the old ones, not their weights: n experts that
-    start alike would learn alike. To keep a trained net, load its static weights *after* the swap: a static kernel seeds
-    every expert (see :class:`.expert_conv.ExpertConv2d`). With ``init_cfg=dict(type='Pretrained', ...)`` in the inner
-    config that is what happens, for a runner initialises the weights of the swapped net.
+    start alike would learn alike. To keep a trained net, load its static weights *after* the swap: a static kernel
+    seeds every expert (see :class:`.expert_conv.ExpertConv2d`). With ``init_cfg=dict(type='Pretrained', ...)`` in the
+    inner config that is what happens, for a runner initialises the weights of the swapped net.
 
     A layer class may define ``build_swapped(convs, **cfg)``, a classmethod from {path: conv} to {path: new layer}, when
     its layers depend on one another (shared warehouses), and ``paper_patterns``, {net: patterns}.
@@ -115,8 +115,8 @@ def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module
              f'groups {c.groups}', f'{_size(c):,}', '->', f'{_size(new[path]):,}') for path, c in old.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     total = [sum(map(_size, layers.values())) / 1e6 for layers in (old, new)]
-    lines = ['  ' + '  '.join(f'{cell:>{w}}' if i > 4 else f'{cell:<{w}}' for i, (cell, w) in enumerate(zip(row, widths)))
-             for row in rows]
+    aligned = ['<'] * 5 + ['>'] * 3  # numbers of parameters to the right
+    lines = ['  ' + '  '.join(f'{c:{a}{w}}' for c, a, w in zip(row, aligned, widths)) for row in rows]
     noun = 'convolution' if len(rows) == 1 else 'convolutions'
     return '\n'.join([f'{len(rows)} {noun} -> {name}, {total[0]:.2f} M -> {total[1]:.2f} M parameters', *lines])
 
@@ -148,7 +148,7 @@ def _layer_class(conv_cfg: Dict[str, Any]) -> Tuple[type, Dict[str, Any]]:
     kind = options.pop('type')
     cls = kind if isinstance(kind, type) else MODELS.get(kind)
     if cls is None:
-        raise SwapError(f'conv type {kind!r} is registered nowhere; is custom_imports=dict(imports=["mmkerneldna"]) set?')
+        raise SwapError(f'conv type {kind!r} is registered nowhere; is its module among custom_imports?')
     return cls, options
 
 
@@ -184,8 +184,8 @@ def _not_plain(module: nn.Module, convs: Dict[str, nn.Module]) -> Dict[str, str]
 def _refuse(reasons: Dict[str, str], cls: type) -> None:
     if reasons:
         lines = '\n'.join(f'  {path}: {reason}' for path, reason in reasons.items())
-        raise SwapError(f'{cls.__name__} cannot replace {len(reasons)} of the convolutions that match; exclude or change '
-                        f'them:\n{lines}')
+        raise SwapError(f'{cls.__name__} cannot replace {len(reasons)} of the convolutions that match; exclude or '
+                        f'change them:\n{lines}')
 
 
 def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -199,8 +199,8 @@ def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _warn_frozen(convs: Dict[str, nn.Conv2d]) -> None:
     frozen = [path for path, conv in convs.items() if not conv.weight.requires_grad]
     if frozen:
-        print_log(f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will not '
-                  'train either. Lower frozen_stages, or exclude them from the swap', logger='current', level=30)
+        print_log(f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will '
+                  'not train either. Lower frozen_stages, or exclude them from the swap', logger='current', level=30)
 
 
 def _matching(paths: Iterable[str], pattern: str) -> List[str]:

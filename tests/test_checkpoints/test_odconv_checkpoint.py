@@ -7,7 +7,8 @@ from mmdet.models import MobileNetV2, ResNet
 from mmkerneldna.checkpoints import convert_odconv
 from mmkerneldna.layers import swap_convs
 
-MOBILE_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+MOBILE_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+                 (6, 320, 1, 1))
 
 
 class Released:
@@ -78,7 +79,8 @@ class Released:
                 name, stride, identity = f'layer{i + 1}.{j}', 2 if i and not j else 1, x
                 y = block(x, name, planes, stride)
                 if y.shape != x.shape:
-                    identity = self.bn(self.static(x, f'{name}.downsample.0', planes, 1, stride), f'{name}.downsample.1')
+                    identity = self.static(x, f'{name}.downsample.0', planes, 1, stride)
+                    identity = self.bn(identity, f'{name}.downsample.1')
                 x = (y + identity).relu()
             features.append(x)
         self.get('fc.weight', 1000, x.shape[1])
@@ -112,7 +114,8 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize('name, kernel_num', [('resnet18', 4), ('resnet50', 1), ('mobilenet_v2', 1), ('mobilenet_v2', 3)])
+@pytest.mark.parametrize('name, kernel_num', [('resnet18', 4), ('resnet50', 1), ('mobilenet_v2', 1),
+                                              ('mobilenet_v2', 3)])
 @torch.no_grad()
 def test_features_agree_with_the_released_layout(name, kernel_num):
     reference, build = NETS[name]
@@ -135,4 +138,5 @@ def test_refuses_what_is_no_released_net():
     with pytest.raises(ValueError, match='no attention layers'):
         convert_odconv(static)
     with pytest.raises(ValueError, match='1 keys belong to no layer.*layer5.0.weight'):
-        convert_odconv({**static, 'layer1.0.conv1.attention.fc.weight': torch.zeros(1), 'layer5.0.weight': torch.zeros(1)})
+        more = ('layer1.0.conv1.attention.fc.weight', 'layer5.0.weight')
+        convert_odconv({**static, **{name: torch.zeros(1) for name in more}})

@@ -54,7 +54,7 @@ def test_matches_the_paper(case, latent, pool_size):
 
 
 def test_is_one_dynamic_kernel_without_the_norms():
-    """With norm_cfg=None and zero Phi(x) identity part taken along, W(x) = Lambda W_0 + P (Phi + I) Q^T (equation 6)."""
+    """Equation 6, and the identity beside Phi: W(x) = Lambda W_0 + P (Phi + I) Q^T."""
     torch.manual_seed(0)
     layer, x = DCDConv2d(16, 6, 3, padding=1, bias=False, norm_cfg=None), torch.randn(1, 16, 8, 8)
     fusion = layer.fusion(x)

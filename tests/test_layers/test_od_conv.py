@@ -10,8 +10,8 @@ from mmkerneldna.layers import ODConv2d
 def naive_od_conv(layer, x):
     """Li et al. 2022, equation 2: the four attentions multiply the kernels themselves, sample by sample."""
     attention = layer.attention
-    hidden = naive_norm(attention.norm, torch.stack([attention.fc.weight.flatten(1) @ s.mean((1, 2)) for s in x])[..., None, None])
-    hidden = torch.relu(hidden).flatten(1)
+    hidden = torch.stack([attention.fc.weight.flatten(1) @ sample.mean((1, 2)) for sample in x])[..., None, None]
+    hidden = torch.relu(naive_norm(attention.norm, hidden)).flatten(1)
 
     def logits(head, i):
         return (head.weight.flatten(1) @ hidden[i] + head.bias) / layer.temperature

@@ -15,8 +15,8 @@ def head(net: str) -> int:
 def cond_conv_extras(net: str) -> int:
     """What the paper's CondConv nets have beyond ours.
 
-    Their classifier is a mixture of 8 too, and the layers of a block share one routing (8 * C_in + 8), where each of our
-    layers has its own.
+    Their classifier is a mixture of 8 too, and the layers of a block share one routing (8 * C_in + 8), where each of
+    our layers has its own.
     """
     classifier = 7 * head(net) + 8 * FEATURES[net] + 8
     private_routings = {  # input channels of the second and third layer of each block
@@ -27,7 +27,7 @@ def cond_conv_extras(net: str) -> int:
 
 
 def dcd_extras(net: str) -> int:
-    """The released DCD nets have a dynamic classifier: 32 latent and 32 hidden channels, Lambda, Phi, P, Q, two norms."""
+    """The released DCD nets have a dynamic classifier: 32 latent and hidden channels, Lambda, Phi, P, Q, two norms."""
     features = FEATURES[net]
     return 2 * features * 32 + 2 * 32 * 1000 + 32 * 32 + 32 * 32**2 + 4 * 32
 

@@ -64,8 +64,8 @@ def test_scales_multiply_the_kernels(case, mixed):
     for strategy in usable(experts, case['conv']['padding'], len(x)):
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
-                y = mixture_conv2d(x, attention if mixed else None, experts, scales=[spatial, channel], **geometry(case),
-                                   strategy=strategy)
+                y = mixture_conv2d(x, attention if mixed else None, experts, scales=[spatial, channel],
+                                   strategy=strategy, **geometry(case))
             torch.testing.assert_close(y, expected)
     assert torch.equal(experts, before)
 

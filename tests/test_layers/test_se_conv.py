@@ -12,7 +12,7 @@ def naive_se_conv(layer, x):
     hidden = torch.stack([gate.fc1.weight.flatten(1) @ sample.mean((1, 2)) for sample in x])[..., None, None]
     hidden = torch.relu(naive_norm(gate.norm, hidden)).flatten(1)
     scales = [torch.sigmoid(gate.fc2.weight.flatten(1) @ h + gate.fc2.bias) for h in hidden]
-    y = torch.stack([naive_conv(layer, sample * scale.view(-1, 1, 1), layer.weight) for sample, scale in zip(x, scales)])
+    y = torch.stack([naive_conv(layer, s * scale.view(-1, 1, 1), layer.weight) for s, scale in zip(x, scales)])
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
 

@@ -43,12 +43,11 @@ def test_injected_arguments_reach_the_inner_module():
 
 
 def test_geometry_mode_and_bias_are_kept():
-    net = nn.Sequential(nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=True, padding_mode='reflect'), nn.ReLU())
-    net = net.double().eval()
-    old = net[0]
+    old = nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=True, padding_mode='reflect')
+    net = nn.Sequential(old, nn.ReLU()).double().eval()
     new = swap_convs(net, OD, ['0'])[0]
-    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode',
-                 'training'):
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
+                 'padding_mode', 'training'):
         assert getattr(new, name) == getattr(old, name), name
     assert new.bias is not None and new.weight.dtype == torch.double
     x = torch.randn(2, 4, 9, 9).double()
@@ -169,12 +168,12 @@ def test_a_pattern_that_matches_nothing():
 
 def test_a_conv_the_method_cannot_do():
     unchanged(MobileNetV2(0.25), dict(type='DCDConv2d'), ['layer2.*'],
-              match=r'cannot replace 2 of.*\n  layer2.0.depthwise_conv.conv: .*groups=48.*\n  layer2.1.depthwise_conv.conv')
+              match=r'cannot replace 2 of.*\n  layer2.0.depthwise_conv.conv: .*groups=48.*\n  layer2.1.depthwise_conv')
     unchanged(nn.Sequential(nn.Conv2d(8, 8, 1)), dict(type='DyConv2d', num_experts=0), ['*'], match='num_experts=0')
 
 
 def test_convs_that_are_more_than_a_kernel():
-    unchanged(nn.Sequential(nn.ConvTranspose2d(4, 4, 2)), OD, ['*'], match='0: it is a ConvTranspose2d, not a plain Conv2d')
+    unchanged(nn.Sequential(nn.ConvTranspose2d(4, 4, 2)), OD, ['*'], match='0: it is a ConvTranspose2d, not')
     net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     share_kernels(net, {'0': '1'})
     unchanged(net, OD, ['0'], match='0: it is a ChildConv2d')
@@ -199,6 +198,6 @@ def test_frozen_stages_are_warned_of(monkeypatch):
                         lambda message, logger=None, level=logging.INFO: messages.append((level, message)))
     swap_convs(small_resnet(frozen_stages=1), OD)
     assert [message for level, message in messages if level == logging.WARNING] == [
-        '4 swapped convolutions lie in frozen stages (layer1.0.conv1, ...): their attention will not train either. Lower '
-        'frozen_stages, or exclude them from the swap']
+        '4 swapped convolutions lie in frozen stages (layer1.0.conv1, ...): their attention will not train either. '
+        'Lower frozen_stages, or exclude them from the swap']
     assert 'layer1.0.conv1' in messages[0][1] and messages[0][0] == logging.INFO
