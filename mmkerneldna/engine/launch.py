@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import print_log
@@ -233,12 +234,22 @@ def dump_predictions(cfg: Config, out: str) -> None:
     cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
 
 
+def join_cpu_processes(cfg: Config) -> None:
+    """Join the processes of ``--launcher pytorch`` on a machine without CUDA, where mmengine wants a GPU for each."""
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or dist.is_initialized():
+        return
+    dist.init_process_group('gloo')
+    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                             find_unused_parameters=cfg.get('find_unused_parameters', False)))
+
+
 def build_runner(cfg: Config) -> Runner:
     """The Runner, of the type that the config names, with its model.
 
     Raises:
         UsageError: a constructor refuses what the config says; the traceback goes to ``<work_dir>/error.txt``.
     """
+    join_cpu_processes(cfg)
     try:
         _check_optimizer(cfg)
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,29 @@
+"""tools/dist_train.sh with two processes; without a GPU they talk by gloo."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_runs import ROOT, SEGMENTER, train_argv
+
+from mmkerneldna.checkpoints.loading import read_checkpoint
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+def test_two_processes(shapes, tmp_path):
+    config, *flags = train_argv(SEGMENTER, shapes, tmp_path, options=[
+        'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.dataset.pipeline.2.crop_size=(64,64)',
+        'model.data_preprocessor.size=(64,64)'])
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = {**os.environ, 'PATH': path, 'PORT': free_port(), 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(['bash', str(ROOT / 'tools/dist_train.sh'), config, '2', *flags], env=env, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'Distributed training: True' in done.stdout + done.stderr and 'GPU number: 2' in done.stdout + done.stderr
+    assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
