@@ -13,14 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .expert_conv import hidden_channels, pad_for_mode
+from .assembled import convolve_assembled, copy_geometry
+from .expert_conv import hidden_channels
 from .kernel_warehouse_plan import LayerCells, PerWarehouse, Shape, WarehousePlan, group_convs, plan_warehouse, value_for
-from .per_sample import per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
-
-#: Kernels of a batch that are held at once where no gradient needs them, in elements (64 MB in fp32). Fresh memory for all
-#: kernels of a batch of 32 costs more than the matrix product that fills it.
-CHUNK_ELEMENTS = 2**24
 
 
 def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float) -> Tensor:
@@ -214,10 +210,7 @@ class KWConv2d(nn.Module):
         return layers
 
     def _set_geometry(self, conv: nn.Conv2d) -> None:
-        # what upstream code (mmcv's ConvModule for one) asks a convolution for
-        for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode',
-                     'transposed', 'output_padding', '_reversed_padding_repeated_twice'):
-            setattr(self, name, getattr(conv, name))
+        copy_geometry(self, conv)
         self.bias = None if conv.bias is None else nn.Parameter(torch.zeros(conv.out_channels))
 
     def _draw_on(self, warehouse: Warehouse, plan: WarehousePlan, place: LayerCells, owns: bool, reduction: int = 16,
@@ -269,17 +262,7 @@ class KWConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         attention = self.attention(x, self.temperature)
-        x, padding = pad_for_mode(self, x)
-        geometry = (self.bias, self.stride, padding, self.dilation, self.groups)
-        at_once = len(x) if torch.is_grad_enabled() or x.is_cuda else self._samples_at_once()
-        if len(x) <= at_once:
-            return per_sample_conv2d(x, self.assemble(attention), *geometry)
-        parts = zip(x.split(at_once), attention.split(at_once))
-        return torch.cat([per_sample_conv2d(part, self.assemble(a), *geometry) for part, a in parts])
-
-    def _samples_at_once(self) -> int:
-        out, ins, height, width = self.kernel_shape
-        return max(1, CHUNK_ELEMENTS // (out * ins * height * width))
+        return convolve_assembled(self, x, lambda part: self.assemble(attention[part]))
 
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
