@@ -4,8 +4,10 @@ from .cond_conv import CondConv2d
 from .dcd_conv import DCDConv2d
 from .dy_conv import DyConv2d
 from .expert_conv import ExpertConv2d
+from .fd_conv import FDConv2d
 from .input_gate import InputGate
 from .kernel_warehouse import KWConv2d
+from .moe_conv import MoEConv2d
 from .od_conv import ODConv2d
 from .per_sample import mixture_conv2d, per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
@@ -13,7 +15,7 @@ from .se_conv import SEConv2d
 from .swap import SwapError, build_dynamic_convs, swap_convs
 
 __all__ = [
-    'ChildConv2d', 'CondConv2d', 'DCDConv2d', 'DyConv2d', 'ExpertConv2d', 'InputGate', 'KWConv2d', 'ODConv2d', 'SEConv2d',
-    'SwapError', 'build_dynamic_convs', 'build_pooled_norm', 'mixture_conv2d', 'modulate_kernel', 'per_sample_conv2d', 'pooled_norm',
-    'swap_convs'
+    'ChildConv2d', 'CondConv2d', 'DCDConv2d', 'DyConv2d', 'ExpertConv2d', 'FDConv2d', 'InputGate', 'KWConv2d',
+    'MoEConv2d', 'ODConv2d', 'SEConv2d', 'SwapError', 'build_dynamic_convs', 'build_pooled_norm', 'mixture_conv2d',
+    'modulate_kernel', 'per_sample_conv2d', 'pooled_norm', 'swap_convs'
 ]
