@@ -81,30 +81,36 @@ def deploy(model: nn.Module,
         DeployError: the copy deviates from the original (code that goes around its modules), or dtype, device or gate
             don't go together.
     """
-    device = device_of(model)
     if compile not in COMPILE_MODES:
         raise DeployError(f'compile={compile!r} must be one of {COMPILE_MODES}')
-    check_device(device, dtype, cuda_graph, gate)
+    check_device(device_of(model), dtype, cuda_graph, gate)
+    copy = lean_copy(model, gate, probe).to(dtype or next(model.parameters()).dtype)
+    return speed_up(copy, compile, cuda_graph)
+
+
+def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.Module:
+    """The part of :func:`deploy` that changes layers: a checked copy in fp32, channels_last, without gradients.
+
+    Raises:
+        DeployError: the copy deviates from the original.
+    """
     if model.training:
         print_log('the model is in training mode; deploying a copy in evaluation mode', logger='current')
-    dtype = dtype or next(model.parameters()).dtype
     copy = _plain_copy(model)
     report = DeployReport(params_before=parameter_count(copy))
     run = make_probe(copy, probe)
     with torch.no_grad():
         expected = run(copy)
         _bake_and_fold(copy, report, run, gate)
-        guard_mmcv_ops(copy)
-        copy = copy.to(memory_format=torch.channels_last)
+        copy = copy.to(memory_format=torch.channels_last).requires_grad_(False)
         report.deviation = _deviation(run(copy), expected)
     if not report.deviation <= TOLERANCE:
         raise DeployError(f'{type(model).__name__} deviates by {report.deviation:.1e} of its largest feature when deployed, '
                           f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
                           'please report the model')
-    copy = copy.to(dtype).requires_grad_(False)
     copy.deploy_report = report
     print_log(str(report), logger='current')
-    return speed_up(copy, compile, cuda_graph)
+    return copy
 
 
 def check_device(device: torch.device, dtype: Optional[torch.dtype], cuda_graph: Union[bool, int], gate: str) -> None:
@@ -148,6 +154,7 @@ def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: s
     folding = fold_batch_norms(copy, lambda: run(copy))
     report.norms_folded, report.norms_left = folding.folded, folding.left
     lean_gates(copy, gate == 'triton')
+    guard_mmcv_ops(copy)
     report.others_left = _run_time_kernels(copy)
     report.params_after = parameter_count(copy)
 
