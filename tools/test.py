@@ -6,7 +6,7 @@ from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna.engine import launch
+from mmkerneldna.engine import launch, predictions
 from mmkerneldna.engine.user_errors import one_line_errors
 
 
@@ -38,11 +38,11 @@ def prepare_config(args):
     launch.set_work_dir(cfg, args.config, args.work_dir)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
-        launch.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+        predictions.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.out:
-        launch.dump_predictions(cfg, args.out)
+        predictions.dump_predictions(cfg, args.out)
     if args.tta:
-        launch.use_tta(cfg)
+        predictions.use_tta(cfg)
     launch.unsync_batch_norm(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
     launch.add_hook(cfg, dict(type='CostHook'))

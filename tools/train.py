@@ -6,7 +6,7 @@ from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna.engine import launch, make_repeatable
+from mmkerneldna.engine import launch, make_repeatable, preflight
 from mmkerneldna.engine.user_errors import one_line_errors
 from mmkerneldna.sharing.optimizer import check_paramwise
 
@@ -58,7 +58,8 @@ def main():
         install_safe_loading(args.unsafe_checkpoint)
         cfg = prepare_config(args)
         check_data(cfg, splits=('train', 'val'), on_corrupt=args.corrupt_images)
-        launch.warn_frozen_random(cfg)
+        preflight.check_num_classes(cfg)
+        preflight.warn_frozen_random(cfg)
         runner = launch.build_runner(cfg)
         check_paramwise(runner.model, cfg.optim_wrapper)
         runner.train()

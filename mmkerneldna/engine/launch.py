@@ -1,10 +1,8 @@
 """What the training and the test tool do to a config before a Runner gets it, for detection and segmentation alike."""
 import difflib
-import logging
 import os
 import tempfile
 import traceback
-from copy import deepcopy
 from pathlib import Path
 from typing import Optional
 
@@ -13,12 +11,13 @@ import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
 from ..datasets import override_data_root
-from .user_errors import UsageError, explain, unknown_type
+from .preflight import check_optimizer_type
+from .user_errors import UsageError, explain
 
 
 def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none') -> Config:
@@ -82,18 +81,6 @@ def _replace_type(node, old: str, new: str) -> int:
             node['type'] = new
         return found + sum(_replace_type(value, old, new) for value in node.values())
     return sum(_replace_type(value, old, new) for value in node) if isinstance(node, (list, tuple)) else 0
-
-
-def warn_frozen_random(cfg: Config) -> None:
-    """Say that stages are frozen at random weights, where a config freezes them and loads nothing."""
-    backbone = cfg.model.get('backbone', {})
-    loads = cfg.get('load_from') or cfg.model.get('pretrained') or backbone.get('init_cfg')
-    if backbone.get('frozen_stages', -1) >= 0 and not loads:
-        print_log(f'the backbone freezes its first {backbone.frozen_stages} stage(s) and loads no weights: they stay '
-                  'random. Give it weights (model.backbone.init_cfg.type=Pretrained '
-                  'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 '
-                  'model.backbone.norm_eval=False) by --cfg-options.',
-                  logger='current', level=logging.WARNING)
 
 
 def add_hook(cfg: Config, hook: dict) -> None:
@@ -168,72 +155,6 @@ def set_resume(cfg: Config, resume: Optional[str], unsafe: bool = False) -> None
         cfg.setdefault('randomness', ConfigDict()).seed = seed
 
 
-def use_tta(cfg: Config) -> None:
-    """Test-time augmentation as the config states it; for detection flips where it states none.
-
-    Raises:
-        UsageError: a segmentation config without ``tta_model`` and ``tta_pipeline``.
-    """
-    if cfg.get('default_scope') == 'mmdet':
-        _default_detection_tta(cfg)
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise UsageError('--tta needs tta_model and tta_pipeline in the config')
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
-
-
-def _default_detection_tta(cfg: Config) -> None:
-    cfg.setdefault('tta_model', dict(type='DetTTAModel',
-                                     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
-    if 'tta_pipeline' in cfg:
-        return
-    pipeline = deepcopy(innermost_dataset(cfg.test_dataloader.dataset).pipeline)
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
-    pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [dict(type='PackDetInputs', meta_keys=keys)]])
-    cfg.tta_pipeline = pipeline
-
-
-def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
-    """The data set config inside wrappers such as RepeatDataset."""
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
-
-
-def draw_predictions(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
-    """Turn the visualization hook on, on screen or into files.
-
-    Raises:
-        UsageError: the config has none.
-    """
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise UsageError('--show and --show-dir need a visualization hook in default_hooks')
-    hook.draw = True
-    if show:
-        hook.update(show=True, wait_time=wait_time)
-    if show_dir and cfg.get('default_scope') == 'mmdet':
-        hook.test_out_dir = show_dir
-    elif show_dir:
-        cfg.visualizer.save_dir = show_dir
-
-
-def dump_predictions(cfg: Config, out: str) -> None:
-    """Keep the predictions: a pickle for detection, a folder of label maps for segmentation.
-
-    Raises:
-        UsageError: a detection output that is not named ``*.pkl``.
-    """
-    if cfg.get('default_scope') == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
-        return
-    if not out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out {out} must be named *.pkl for a detector')
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
-
-
 def join_cpu_processes(cfg: Config) -> None:
     """Join the processes of ``--launcher pytorch`` on a machine without CUDA, where mmengine wants a GPU for each."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available() or dist.is_initialized():
@@ -251,7 +172,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     join_cpu_processes(cfg)
     try:
-        _check_optimizer(cfg)
+        check_optimizer_type(cfg)
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         if explain(error) is not None:
@@ -260,11 +181,3 @@ def build_runner(cfg: Config) -> Runner:
         path.write_text(traceback.format_exc())
         raise UsageError(f'the config cannot be built: {type(error).__name__}: {" ".join(str(error).split())} '
                          f'(traceback in {path})') from error
-
-
-def _check_optimizer(cfg: Config) -> None:
-    """mmengine says of an unknown optimizer no more than "None is not a callable object"."""
-    kind = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('type')
-    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        if isinstance(kind, str) and registry.get(kind) is None:
-            raise UsageError(unknown_type(kind, 'optimizer'))

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
 
-from mmkerneldna.engine import launch
+from mmkerneldna.engine import launch, preflight
 from mmkerneldna.engine.user_errors import UsageError, nearest_types
 
 BACKBONE = 'model.backbone.'
@@ -24,6 +24,10 @@ MISTAKES = {
     'missing data root': (DETECTOR, ['data_root=/nonexistent/shapes'], r'/nonexistent/shapes'),
     'kernel in two parameter groups': (DETECTOR, ['optim_wrapper.paramwise_cfg.norm_decay_mult=0.'],
                                        r'bypass_duplicate=True'),
+    'other number of classes, detector': (DETECTOR, ['model.roi_head.bbox_head.num_classes=9'],
+                                          r'model\.roi_head\.bbox_head\.num_classes is 9.* has 6 classes'),
+    'other number of classes, segmenter': (SEGMENTER, ['model.decode_head.num_classes=19'],
+                                           r'model\.decode_head\.num_classes is 19.* has 7 classes'),
     'misspelt optimizer': (DETECTOR, ['optim_wrapper.optimizer.type=AdmW'], r"type='AdmW' is not registered.*AdamW"),
     'load_from a missing file': (DETECTOR, ['load_from=/nonexistent/a.pth'], r'/nonexistent/a\.pth does not exist'),
 }
@@ -117,8 +121,8 @@ def test_amp_refuses_another_wrapper():
 def test_frozen_random_stages_are_reported(monkeypatch):
     cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/mask-rcnn_kdna-r50_fpn_1x_coco.py')
     said = []
-    monkeypatch.setattr(launch, 'print_log', lambda message, **kwargs: said.append(message))
-    launch.warn_frozen_random(cfg)
+    monkeypatch.setattr(preflight, 'print_log', lambda message, **kwargs: said.append(message))
+    preflight.warn_frozen_random(cfg)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='weights.pth')
-    launch.warn_frozen_random(cfg)
+    preflight.warn_frozen_random(cfg)
     assert len(said) == 1 and 'first 1 stage' in said[0]
