@@ -37,3 +37,8 @@ def copy_geometry(layer: nn.Module, conv: nn.Conv2d) -> None:
     for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode',
                  'transposed', 'output_padding', '_reversed_padding_repeated_twice'):
         setattr(layer, name, getattr(conv, name))
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Leave fp32 and fp64 as they are, lift half precision: for sums and transforms under autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .assembled import convolve_assembled, copy_geometry
+from .assembled import at_least_fp32, convolve_assembled, copy_geometry
 from .expert_conv import check_num_experts, hidden_channels
 from .pooled_norm import build_pooled_norm, pooled_norm
 
@@ -70,8 +70,8 @@ def scale_frequencies(weight: Tensor, scale: Tensor, group: Tensor) -> Tensor:
     if len(scale) == 0:  # FFTs refuse an empty batch; the graph stays connected, for DDP
         return weight * scale.sum(1).view(-1, 1, 1, 1, 1)
     with torch.autocast(weight.device.type, enabled=False):  # no FFT in half precision
-        spectrum = torch.fft.rfft2(weight.float().permute(0, 2, 1, 3).reshape(out * height, ins * width))
-        spectra = spectrum * scale.float()[:, group]
+        spectrum = torch.fft.rfft2(at_least_fp32(weight).permute(0, 2, 1, 3).reshape(out * height, ins * width))
+        spectra = spectrum * at_least_fp32(scale)[:, group]
         kernels = torch.fft.irfft2(spectra, s=(out * height, ins * width))
     return kernels.view(-1, out, height, ins, width).permute(0, 1, 3, 2, 4)
 
@@ -90,7 +90,7 @@ def modulate_bands(x: Tensor, weights: Tensor) -> Tensor:
     if len(x) == 0:
         return x * weights[:, :1]
     with torch.autocast(x.device.type, enabled=False):
-        wide, weights = x.float(), weights.float()
+        wide, weights = at_least_fp32(x), at_least_fp32(weights)
         spectrum = torch.fft.rfft2(wide)
         low_passed = [torch.fft.irfft2(spectrum * _low_pass(height, width, c, x.device), s=(height, width)) for c in CUTOFFS]
         bands = [high - low for high, low in zip([wide, *low_passed], low_passed)]

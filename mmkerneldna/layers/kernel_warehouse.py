@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .assembled import convolve_assembled, copy_geometry
+from .assembled import at_least_fp32, convolve_assembled, copy_geometry
 from .expert_conv import hidden_channels
 from .kernel_warehouse_plan import LayerCells, PerWarehouse, Shape, WarehousePlan, group_convs, plan_warehouse, value_for
 from .pooled_norm import build_pooled_norm, pooled_norm
@@ -97,8 +97,9 @@ class CellAttention(nn.Module):
         """(N, C_in, H, W) -> attention (N, m, n), in fp32 under autocast."""
         hidden = self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1))
         hidden = F.relu(pooled_norm(self.norm, hidden[:, :, None, None])).flatten(1)
-        logits = self.fc2(hidden).float() if self.fc3 is None else self._expand(self.fc2(hidden)).float()
-        return contrasting_attention(logits.view(len(x), *self.shape), self.assignment, temperature)
+        logits = self.fc2(hidden) if self.fc3 is None else self._expand(self.fc2(hidden))
+        logits = at_least_fp32(logits).view(len(x), *self.shape)
+        return contrasting_attention(logits, self.assignment, temperature)
 
     def _expand(self, values: Tensor) -> Tensor:
         values = values.view(len(values), self.shape[0], self.fc2.out_features // self.shape[0])

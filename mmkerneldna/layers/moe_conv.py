@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .assembled import at_least_fp32
 from .expert_conv import ExpertConv2d, pad_for_mode
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
@@ -113,7 +114,7 @@ class MoEConv2d(ExpertConv2d):
 
     def route(self, pooled: Tensor) -> Tensor:
         """(N, C_in) -> probabilities (N, n), in fp32 under autocast."""
-        return self.gate(pooled).float().softmax(1)
+        return at_least_fp32(self.gate(pooled)).softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
