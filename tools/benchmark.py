@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mmkerneldna.deploy import deploy
 from mmkerneldna.engine import launch
 from mmkerneldna.engine.user_errors import UsageError, one_line_errors
 from mmkerneldna.evaluation.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
@@ -23,7 +24,7 @@ from mmkerneldna.evaluation.tables import (Column, failure_notes, markdown, rich
 from mmkerneldna.evaluation.workload import Workload
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch'), Column('height', 'H'), Column('width', 'W'))
+LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0))
 
 
 def parse_args():
@@ -37,6 +38,10 @@ def parse_args():
     parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
                         help='autocast (bf16 if no type is named)')
     parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--deploy', action='store_true', help='time the deployed model: children baked, norms folded')
+    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
+                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
+    parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
     parser.add_argument('--train-step', action='store_true', help='also time forward, loss, backward and optimizer step')
     parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
     parser.add_argument('--warmup', type=int, default=5, help='rounds before them')
@@ -46,8 +51,10 @@ def parse_args():
 
 
 def prepare(model: torch.nn.Module, workload: Workload, args) -> torch.nn.Module:
-    """The model that is timed, from the model as it was built (eval mode, on the device): eager, unchanged."""
-    return model
+    """The model that is timed, from the model as it was built (eval mode, on the device)."""
+    if not args.deploy:
+        return model
+    return deploy(model, compile=args.compile, cuda_graph=args.cuda_graph, dtype=workload.dtype)
 
 
 def read_subjects(args):

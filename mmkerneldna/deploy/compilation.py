@@ -14,6 +14,8 @@ from .size_cache import Captured, SizeCache
 
 #: sizes kept by default, of CUDA graphs and of traced programs
 MAX_SIZES = 8
+#: calls after which torch.jit has settled on a program
+PROFILING_RUNS = 3
 COMPILE_MODES = (False, True, 'dynamic', 'onednn')
 
 
@@ -52,6 +54,8 @@ def _compiled(function: Callable, region: Region, mode: Union[bool, str], device
 class WithFallback:
     """A compiled function that steps aside, with one warning, where it can't be compiled (no C++ compiler, no Triton)."""
 
+    said = False  # of the process, not of one region
+
     def __init__(self, compiled: Callable, plain: Callable) -> None:
         self.compiled, self.plain, self.failed = compiled, plain, False
 
@@ -65,12 +69,11 @@ class WithFallback:
 
     def _give_up(self, error: Exception) -> None:
         self.failed = True
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        cause = getattr(error, 'inner_exception', error)
+        reason = f'{type(cause).__name__}: {(str(cause).strip().splitlines() or [""])[0][:200]}'
         if not WithFallback.said:
             print_log(f'torch.compile failed, running without it: {reason}', logger='current', level=30)
         WithFallback.said = True
-
-    said = False
 
 
 def trace_onednn(plain: Callable, args: tuple) -> Captured:
@@ -83,7 +86,8 @@ def trace_onednn(plain: Callable, args: tuple) -> Captured:
         holder = _Holder(plain).eval()
         program = torch.jit.freeze(torch.jit.trace(holder, args, check_trace=False, strict=False))
         program = torch.jit.optimize_for_inference(program)
-        program(*args)
+        for _ in range(PROFILING_RUNS):
+            program(*args)
     return Captured(program)
 
 

@@ -109,7 +109,9 @@ class CostHook(Hook):
                 raise RuntimeError(str(timing))
             cells: Dict[str, Any] = dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
                                          throughput_img_s=timing.throughput(self.batch))
-            cells.update(self._size_cells(model, size), **_memory_cells(call, model, device))
+            # A deployed model's kernels are inside compiled functions: count on the one it was made from.
+            counted, = getattr(model, 'deployed_from', (model, ))
+            cells.update(self._size_cells(counted, size), **_memory_cells(call, model, device))
         cells.update(height=size[0], width=size[1], batch=self.batch)
         # All float: mmengine's JSON of a test drops integers.
         return {PREFIX + key: float(value) for key, value in cells.items()}

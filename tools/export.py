@@ -1,0 +1,67 @@
+"""Export a trained model, deployed, and check the file against torch.
+
+    python tools/export.py configs/retinanet/retinanet_kdna-r18_fpn_1x_coco.py work_dirs/x/epoch_12.pth --format onnx
+    python tools/export.py CONFIG CHECKPOINT --format pt2 --scope model --size 512 512 --dynamic batch
+
+The file takes images as the data preprocessor leaves them: normalised (mean and std are printed), sides a multiple of 32.
+--scope model gives a segmenter's logits at the size of the image, a detector's raw head outputs: no decoding, no NMS; of a
+two-stage detector features and RPN outputs. A pt2 file (AOTInductor) runs without this package and without mm libraries:
+torch._inductor.aoti_load_package(FILE)(images).
+"""
+import argparse
+from pathlib import Path
+
+from mmengine.runner import load_checkpoint
+from rich.console import Console
+
+from mmkerneldna.checkpoints.loading import install_safe_loading
+from mmkerneldna.deploy import DeployError, lean_copy
+from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, ExportError, export
+from mmkerneldna.engine import launch
+from mmkerneldna.engine.user_errors import UsageError, one_line_errors
+from mmkerneldna.evaluation.benchmark import build_from_config
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a file, or mmkerneldna::folder/name.py of the installed package')
+    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser.add_argument('--format', choices=list(WRITERS), required=True)
+    parser.add_argument('--scope', choices=SCOPES, default='backbone', help='neck: backbone and neck')
+    parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='of the example image')
+    parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
+    parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
+    return parser.parse_args()
+
+
+def load_model(args):
+    """The deployed model, and its config."""
+    cfg = launch.load_config(args.config)
+    launch.unsync_batch_norm(cfg)
+    install_safe_loading(False)
+    model = build_from_config(cfg)
+    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    return lean_copy(model.eval()), cfg
+
+
+def main():
+    args, console = parse_args(), Console()
+    model, cfg = load_model(args)
+    suffix = {'onnx': '.onnx', 'torchscript': '.ts', 'pt2': '.pt2'}[args.format]
+    path = args.out or Path(args.checkpoint).with_name(f'{Path(args.config).stem}_{args.scope}{suffix}')
+    try:
+        facts = export(model, path, args.format, args.scope, tuple(args.size), args.dynamic)
+    except (ExportError, DeployError) as error:
+        raise UsageError(str(error)) from None
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    facts['preprocess'] = {key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')}
+    checked = facts.pop('checked')
+    for key, value in facts.items():
+        console.print(f'{key}: {value}')
+    for shape, deviation in checked.items():
+        console.print(f'checked at {shape}: off by {deviation:.1e} of the largest output')
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
