@@ -20,6 +20,11 @@ def parse_args():
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image of --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--deploy', action='store_true',
+                        help='score and time the deployed model: children baked, norms folded')
+    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
+                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
+    parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
                         help='what to do about images that do not decode')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
@@ -45,6 +50,8 @@ def prepare_config(args):
         predictions.use_tta(cfg)
     launch.unsync_batch_norm(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
+    if args.deploy:
+        launch.add_hook(cfg, dict(type='DeployHook', compile=args.compile, cuda_graph=args.cuda_graph))
     launch.add_hook(cfg, dict(type='CostHook'))
     return cfg
 
