@@ -2,7 +2,7 @@
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -106,11 +106,7 @@ class ExpertConv2d(nn.Conv2d):
         return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, scales)
 
     def _apply(self, fn, recurse: bool = True):
-        # torch's channels_last is for four axes: the experts go through as one long kernel
-        def on_four_axes(tensor):
-            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
-
-        return super()._apply(on_four_axes, recurse)
+        return super()._apply(on_four_axes(fn), recurse)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         if _is_static(state_dict.get(prefix + 'weight'), self.weight):
@@ -123,6 +119,14 @@ class ExpertConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, num_experts={self.num_experts}'
+
+
+def on_four_axes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn`` of ``nn.Module._apply`` for modules with parameters of five axes, (n, C_out, C_in/g, k, k).
+
+    ``net.to(memory_format=torch.channels_last)`` raises on five axes, so these go through it as one long kernel.
+    """
+    return lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
 
 
 def _is_static(loaded: Optional[Tensor], experts: Optional[Tensor]) -> bool:
