@@ -122,7 +122,7 @@ class MoEConv2d(ExpertConv2d):
         probabilities = self.route(pooled)
         weights, chosen = probabilities.topk(self.top_k)
         if self._collected is not None and len(x):
-            self._collect(pooled, probabilities, chosen)
+            self._collect(pooled, chosen)
         x, padding = pad_for_mode(self, x)
 
         def expert(images: Tensor, number: int) -> Tensor:
@@ -134,17 +134,14 @@ class MoEConv2d(ExpertConv2d):
             y = expert(x, 0) * weights.sum(1).view(-1, 1, 1, 1)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
-    def _collect(self, pooled: Tensor, probabilities: Tensor, chosen: Tensor) -> None:
-        with torch.no_grad():
-            counts = F.one_hot(chosen, self.num_experts).sum((0, 1)).to(self.share.dtype)
-            self.share.lerp_(counts / counts.sum(), SHARE_STEP)
-        if not torch.is_grad_enabled():
-            # Reentrant activation checkpointing runs the first forward without a graph, and the second one after the
-            # losses were summed: here the loss gets its graph from the gate on.
-            with torch.enable_grad():
-                probabilities = self.route(pooled.detach())
-        # a copy, for the running share moves on before the backward pass when a head uses the layer at several levels
-        self._collected.append(balance_loss(probabilities, self.share.clone()))
+    @torch.no_grad()
+    def _collect(self, pooled: Tensor, chosen: Tensor) -> None:
+        counts = F.one_hot(chosen, self.num_experts).sum((0, 1)).to(self.share.dtype)
+        self.share.lerp_(counts / counts.sum(), SHARE_STEP)
+        # What the loss is computed from, not the loss: activation checkpointing runs this forward twice, the second time
+        # after the losses were summed, and must find it doing the same. Its reentrant form has no graph here the first
+        # time, so the loss then moves the gate alone. The share is a copy: it moves on if a head uses the layer again.
+        self._collected.append((pooled, self.share.clone()))
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, top_k={self.top_k}'
@@ -155,20 +152,26 @@ def collect_balance_losses(layers: Dict[str, MoEConv2d]) -> Iterator[Callable[[]
     """Collect the balance losses of ``layers`` during the block; outside of one they are not computed.
 
     Yields:
-        Callable: returns the sum over layers, each averaged over its calls in the block.
+        Callable: returns the sum over layers, each averaged over its calls so far; to be called inside the block.
     """
     for layer in layers.values():
         layer._collected = []
 
     def total() -> Tensor:
-        called = [torch.stack(layer._collected).mean() for layer in layers.values() if layer._collected]
-        return torch.stack(called).sum() if called else next(iter(layers.values())).share.new_zeros(())
+        called = [layer for layer in layers.values() if layer._collected]
+        if not called:
+            return next(iter(layers.values())).share.new_zeros(())
+        return torch.stack([_mean_loss(layer) for layer in called]).sum()
 
     try:
         yield total
     finally:
         for layer in layers.values():
             layer._collected = None
+
+
+def _mean_loss(layer: MoEConv2d) -> Tensor:
+    return torch.stack([balance_loss(layer.route(pooled), share) for pooled, share in layer._collected]).mean()
 
 
 def moe_layers(module: nn.Module) -> Dict[str, MoEConv2d]:

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from conv_cases import assert_same_as, conv_cases, naive_conv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkerneldna.layers import MoEConv2d
+from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, collect_balance_losses, moe_layers
+
+
+def naive_moe_conv(layer, x):
+    """Every expert on every image; those that are not among the k most probable count zero."""
+    outputs = []
+    for sample in x:
+        p = torch.softmax(layer.gate.weight @ sample.mean((1, 2)) + layer.gate.bias, 0)
+        chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[:layer.top_k]
+        outputs.append(sum((p[e] if e in chosen else 0) * naive_conv(layer, sample, layer.weight[e]) for e in range(len(p))))
+    y = torch.stack(outputs)
+    return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=conv_cases(), num_experts=st.integers(1, 4), data=st.data())
+def test_matches_the_formula(case, num_experts, data):
+    layer = MoEConv2d(**case['conv'], num_experts=num_experts, top_k=data.draw(st.integers(1, num_experts)))
+    assert_same_as(layer, naive_moe_conv, case)
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+def test_cost_is_that_of_k_convolutions(batch):
+    x = torch.randn(batch, 8, 16, 16)
+
+    def flops(layer):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(x)
+        return counter.get_flop_counts()['Global'][torch.ops.aten.convolution]
+
+    one = flops(nn.Conv2d(8, 8, 3))
+    assert [flops(MoEConv2d(8, 8, 3, num_experts=8, top_k=k)) for k in (1, 2, 4, 8)] == [one, 2 * one, 4 * one, 8 * one]
+
+
+def test_static_checkpoint_gives_the_static_output_while_the_gate_is_undecided():
+    static, layer = nn.Conv2d(4, 6, 3), MoEConv2d(4, 6, 3, num_experts=4, top_k=2)
+    nn.init.zeros_(layer.gate.weight)
+    result = layer.load_state_dict(static.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    x = torch.randn(2, 4, 7, 7)
+    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 6), batch=st.integers(1, 5))
+def test_balance_loss_is_one_when_balanced_and_n_when_collapsed(n, batch):
+    even, one_hot = torch.full((n, ), 1 / n), torch.eye(n)[0]
+    p = torch.randn(batch, n).softmax(1)
+    assert balance_loss(p, even).item() == pytest.approx(1, abs=1e-5)
+    assert balance_loss(one_hot.expand(batch, n), one_hot).item() == pytest.approx(n)
+    assert balance_loss(p, one_hot).item() == pytest.approx(n * p[:, 0].mean().item(), rel=1e-5)
+
+
+def test_share_is_the_running_part_of_the_assignments():
+    layer = MoEConv2d(4, 4, 1, num_experts=3, top_k=1).train()
+    with torch.no_grad():
+        layer.gate.weight.zero_()
+        layer.gate.bias.copy_(torch.tensor([0., 5., 0.]))
+    with collect_balance_losses(moe_layers(layer)) as total:
+        layer(torch.randn(2, 4, 3, 3))
+        p = torch.tensor([0., 5., 0.]).softmax(0)
+        share = (1 - SHARE_STEP) * torch.full((3, ), 1 / 3) + SHARE_STEP * torch.tensor([0., 1., 0.])
+        torch.testing.assert_close(layer.share, share)
+        torch.testing.assert_close(total().item(), 3 * (share @ p).item())
+    layer(torch.randn(2, 4, 3, 3))
+    torch.testing.assert_close(layer.share, share)  # nothing is counted outside of a step
+
+
+def test_the_loss_alone_evens_out_the_use_of_experts():
+    layer, x = MoEConv2d(8, 4, 1, num_experts=4, top_k=1), torch.randn(64, 8, 4, 4)
+    with torch.no_grad():
+        layer.gate.bias[2] = 3.0
+    optimizer = torch.optim.SGD(layer.gate.parameters(), lr=0.3)
+    for _ in range(150):
+        with collect_balance_losses(moe_layers(layer)) as total:
+            layer(x)
+            loss = total()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert layer.share.max() < 0.6 and layer.share.min() > 0.05
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+def test_activation_checkpointing_keeps_loss_and_gradients(use_reentrant):
+    layer = MoEConv2d(4, 4, 3, num_experts=3, top_k=2).train()
+    nn.init.normal_(layer.gate.weight)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+
+    def step(run):
+        layer.share.fill_(1 / 3)
+        layer.zero_grad()
+        with collect_balance_losses({'': layer}) as total:
+            y = run(x)
+            loss = total()
+        (y.square().mean() + loss).backward()
+        return loss.item(), layer.share.clone(), [p.grad.clone() for p in layer.parameters()]
+
+    plain, saving = step(layer), step(lambda x: checkpoint(layer, x, use_reentrant=use_reentrant))
+    assert plain[0] == pytest.approx(saving[0])
+    torch.testing.assert_close(saving[1:], plain[1:])
+
+
+def test_a_layer_that_a_head_uses_at_several_levels_counts_once():
+    layer = MoEConv2d(4, 4, 1).train()
+    with collect_balance_losses({'head': layer}) as total:
+        for size in (8, 4, 2):
+            layer(torch.randn(2, 4, size, size))
+        loss = total()
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=0.1) and layer.gate.weight.grad is not None
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(num_experts=0), 'num_experts=0 must be a whole number'),
+    (dict(num_experts=4, top_k=5), 'top_k=5 must be a whole number between 1 and num_experts=4'),
+    (dict(top_k=0), 'top_k=0'),
+    (dict(top_k=1.5), 'top_k=1.5'),
+    (dict(groups=3), 'divisible by groups'),
+])
+def test_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        MoEConv2d(4, 4, 3, **options)
