@@ -4,9 +4,9 @@
     python tools/benchmark.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py configs/b.py --batch 1 --size 800x1344
 
 All models run in this process and take turns. A backbone is timed from images on the device to features; a whole model
-by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector finds
-other numbers of objects, and its post-processing costs accordingly. `x first` is the latency over that of the first
-config, in the same process. What fails or runs out of memory is named in its cell.
+by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector
+finds other numbers of objects, and its post-processing costs accordingly. `x first` is the latency over that of the
+first config, in the same process. What fails or runs out of memory is named in its cell.
 """
 import argparse
 from pathlib import Path
@@ -42,7 +42,7 @@ def parse_args():
     parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
                         help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
     parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
-    parser.add_argument('--train-step', action='store_true', help='also time forward, loss, backward and optimizer step')
+    parser.add_argument('--train-step', action='store_true', help='also time a whole training step')
     parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
     parser.add_argument('--warmup', type=int, default=5, help='rounds before them')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')

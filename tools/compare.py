@@ -1,12 +1,12 @@
 """Train variants of a config over seeds, test them, measure them: one table with mean and spread, and a plot.
 
-    python tools/compare.py configs/shapes/faster-rcnn_r18_fpn_shapes.py configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py \\
+    python tools/compare.py configs/shapes/upernet_r18_shapes.py configs/shapes/upernet_kdna-r18_shapes.py \\
         --seeds 0 1 2 --work-dir work_dirs/compare
-    python tools/compare.py base.py --variant kdna=other.py --variant 'odconv:backbone.conv_cfg.type=ODConv2d' --seeds 0 1
+    python tools/compare.py base.py --variant kdna=b.py --variant 'odconv:backbone.conv_cfg.type=ODConv2d' --seeds 0 1
 
 The first config is the base: --variant NAME:key=value changes it, and gains and ratios refer to it. Stopped and started
-again, the same command goes on where it was: finished runs are not run again, a half-trained one is resumed. The score is
-that of the last checkpoint on the test set. Latency is measured at the end, all variants in this process in turns.
+again, the same command goes on where it was: finished runs are not run again, a half-trained one is resumed. The score
+is that of the last checkpoint on the test set. Latency is measured at the end, all variants in this process in turns.
 """
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ from mmkerneldna.evaluation.benchmark import COST_COLUMNS, Benchmark, Subject, b
 from mmkerneldna.evaluation.comparison import Run, Variant, execute, parse_variant, recipe_of, variant_rows
 from mmkerneldna.evaluation.environment import describe, environment
 from mmkerneldna.evaluation.input_size import parse_sizes, size_from_config
-from mmkerneldna.evaluation.report import make_report, report_columns, write_report
+from mmkerneldna.evaluation.report import make_report, terminal_columns, write_report
 from mmkerneldna.evaluation.tables import rich_table, wide_console, write_json
 from mmkerneldna.evaluation.workload import Workload
 
@@ -38,7 +38,7 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--deterministic', action='store_true', help='train with deterministic algorithms')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes to every variant')
-    parser.add_argument('--size', nargs='+', help='H W or HxW at which latency is measured (default: what the base states)')
+    parser.add_argument('--size', nargs='+', help='H W or HxW for latency (default: what the base states)')
     parser.add_argument('--batch', type=int, default=1, help='images per call for latency')
     parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='for latency')
@@ -154,7 +154,7 @@ def main():
     report = make_report(with_cost(variant_rows(rows, variants), costs), 'Comparison', facts)
     paths = write_report(report, args.work_dir)
     for task, table in report.tables:
-        console.print(rich_table(table, report_columns(table), task))
+        console.print(rich_table(table, terminal_columns(table), task))
     for line in [*facts, *map(str, paths.values())]:
         console.print(line, highlight=False)
     if any(row['score'] is None for row in rows):

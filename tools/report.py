@@ -3,21 +3,21 @@
     python tools/report.py work_dirs/a work_dirs/b --out-dir work_dirs/report
     python tools/report.py work_dirs --seeds            # every run below; runs of one config become mean ± std
 
-Writes report.html (self-contained), report.md, report.csv, report.json and pareto.png. The score of a run is its test's,
-else its last validation's; the table says which.
+Writes report.html (self-contained), report.md, report.csv, report.json and pareto.png. The score of a run is its
+test's, else its last validation's; the table says which.
 """
 import argparse
 from pathlib import Path
 
 from mmkerneldna.engine.user_errors import UsageError, one_line_errors
-from mmkerneldna.evaluation.report import make_report, report_columns, write_report
+from mmkerneldna.evaluation.report import make_report, terminal_columns, write_report
 from mmkerneldna.evaluation.results import NoRunsError, collect_run, find_runs, group_rows
 from mmkerneldna.evaluation.tables import rich_table, wide_console
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a run, or a folder above several')
+    parser.add_argument('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='of a run, or a folder above')
     parser.add_argument('--seeds', action='store_true', help='one line per config: mean and spread over its runs')
     parser.add_argument('--title', default='Accuracy and cost')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/report'))
@@ -50,7 +50,7 @@ def main():
         report = make_report(rows, args.title, _facts(rows))
         paths = write_report(report, args.out_dir)
     for task, table in report.tables:
-        console.print(rich_table(table, report_columns(table), task))
+        console.print(rich_table(table, terminal_columns(table), task))
     for path in paths.values():
         console.print(str(path), highlight=False)
 

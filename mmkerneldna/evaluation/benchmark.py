@@ -1,8 +1,8 @@
 """Cost of several models side by side: one process, the same workloads, calls that take turns.
 
 A result is a list of flat rows, one per model and workload, with the keys of :data:`COST_COLUMNS` and what is needed to
-read a row alone (``batch``, ``height``, ``width``, ``device``, ``precision``, ``channels_last``). A number that could not be
-had is None, and ``error`` (``train_error`` for the training step) says why.
+read a row alone (``batch``, ``height``, ``width``, ``device``, ``precision``, ``channels_last``). A number that could
+not be had is None, and ``error`` (``train_error`` for the training step) says why.
 """
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
@@ -140,7 +140,7 @@ class Benchmark:
                  for name, model in models.items()}
         timings = _time(calls, workload, self.timing)
         for name, row in rows.items():
-            row.update(dict.fromkeys(column.key for column in TRAIN_COLUMNS))
+            row.update(dict.fromkeys((*(column.key for column in TRAIN_COLUMNS), 'train_error')))
             if name not in models:
                 _merge(row, self.models[name], 'train_error')
             elif isinstance(timings[name], Failure):

@@ -41,8 +41,8 @@ class Variant:
 def parse_variant(text: str, base: str) -> Variant:
     """Read a variant from a command line.
 
-    ``path.py`` or ``NAME=path.py`` is a config of its own; ``NAME:key=value key=value`` changes the base. Keys that begin
-    with ``backbone.``, ``neck.``, ``decode_head.``, ... (a part of the model) may leave ``model.`` out.
+    ``path.py`` or ``NAME=path.py`` is a config of its own; ``NAME:key=value key=value`` changes the base. Keys that
+    begin with ``backbone.``, ``neck.``, ``decode_head.``, ... (a part of the model) may leave ``model.`` out.
 
     Raises:
         UsageError: neither.

@@ -32,16 +32,17 @@ class CostHook(Hook):
     They are in the same dict as mAP or mIoU, before any other hook reads it: logs, TensorBoard and JSON have both, and
     ``save_best`` may name either. The keys, all with the prefix ``cost/``:
 
-    - ``latency_ms``, ``latency_p90_ms``, ``throughput_img_s``: of ``test_step`` (images on the CPU, preprocessing, network,
-      post-processing), as the model is evaluated: its device, its weights (EMA's too), fp32 or the loop's autocast.
+    - ``latency_ms``, ``latency_p90_ms``, ``throughput_img_s``: of ``test_step`` (images on the CPU, preprocessing,
+      network, post-processing), as the model is evaluated: its device, its weights (EMA's too), fp32 or the loop's
+      autocast.
     - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: counted once per run, see :mod:`.complexity`.
     - ``peak_memory_mb``: see :mod:`.memory`.
     - ``height``, ``width``, ``batch``: what it was measured at.
 
     The training goes on as if nothing had been measured: random states, each module's mode and gradients stay. In a
     distributed run rank 0 measures, the others wait, and all get the same numbers. An evaluation without any detection
-    counts as AP 0 (see :mod:`.empty_scores`). A measurement that fails is a warning, not the end of the training. Numbers
-    and environment also go into ``cost.json`` next to the log.
+    counts as AP 0 (see :mod:`.empty_scores`). A measurement that fails is a warning, not the end of the training.
+    Numbers and environment also go into ``cost.json`` next to the log.
 
     Latencies of separate runs are comparable as far as their machine was idle; for ratios use ``tools/benchmark.py``.
 
@@ -128,7 +129,8 @@ class CostHook(Hook):
         if size not in self._complexity:
             self._complexity[size] = attempt(lambda: complexity_row(model, size))
             if isinstance(self._complexity[size], Failure):
-                print_log(f'GMACs can not be counted, {self._complexity[size]}', logger='current', level=logging.WARNING)
+                print_log(f'GMACs can not be counted, {self._complexity[size]}', logger='current',
+                          level=logging.WARNING)
         known = self._complexity[size]
         return {} if isinstance(known, Failure) else known
 

@@ -10,8 +10,8 @@ COCO_SCORES = ('mAP', 'mAP_50', 'mAP_75')
 def fill_empty_scores(metrics: Dict[str, Any], evaluator: Evaluator) -> Dict[str, Any]:
     """Give the AP 0 where mmdet's ``CocoMetric`` leaves its scores out.
 
-    Without a single detection ``CocoMetric`` returns no metrics, and ``save_best='coco/bbox_mAP'`` then ends the training
-    with a KeyError. That happens in the first epochs of a run from scratch, and to a failed one.
+    Without a single detection ``CocoMetric`` returns no metrics, and ``save_best='coco/bbox_mAP'`` then ends the
+    training with a KeyError. That happens in the first epochs of a run from scratch, and to a failed one.
 
     Args:
         metrics (dict): of one evaluation; completed in place.

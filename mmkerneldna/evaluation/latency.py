@@ -49,7 +49,7 @@ class Failure:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for CUDA's error, for Python's, and for the plain RuntimeError of torch's CPU allocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
         hint in str(error) for hint in ("can't allocate memory", 'not enough memory', 'out of memory'))
@@ -57,8 +57,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def synchronize(device: Union[str, torch.device]) -> None:
     """Wait for all work of an accelerator; nothing to wait for on the CPU."""
-    if torch.device(device).type != 'cpu':
-        torch.accelerator.synchronize(device)
+    kind = torch.device(device).type
+    if kind == 'cuda':
+        torch.cuda.synchronize(device)
+    elif kind != 'cpu':
+        getattr(torch, kind).synchronize()
 
 
 def attempt(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') -> Union[Any, Failure]:

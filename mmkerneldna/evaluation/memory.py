@@ -2,9 +2,9 @@
 
 What is stated: what is resident (parameters, buffers, in training the momentum too), plus the largest amount that
 torch's allocator held at any moment of the call beyond what it held before. On CUDA that comes from the caching
-allocator's statistics, on the CPU from the allocation events of torch's profiler. Not in it: the CUDA context, cuDNN and
-oneDNN state outside the allocator, fragmentation, other models in the process; ``nvidia-smi`` and the resident set size
-show more.
+allocator's statistics, on the CPU from the allocation events of torch's profiler. Not in it: the CUDA context, cuDNN
+and oneDNN state outside the allocator, fragmentation, other models in the process; ``nvidia-smi`` and the resident set
+size show more.
 """
 import os
 from typing import Any, Callable, Optional, Union

@@ -11,10 +11,12 @@ from .pareto import pareto_figure
 from .results import SCORES, Row, sort_rows
 from .tables import Column, cell, filled_columns, markdown, write_csv, write_json, write_text
 
-LEAD_COLUMNS = (Column('number', '#'), Column('name', 'run'), Column('model', 'model'), Column('backbone', 'backbone'),
-                Column('runs', 'seeds'))
-TAIL_COLUMNS = (Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0), Column('device', 'device'),
-                Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
+LEAD_COLUMNS = (Column('number', '#', 0), Column('name', 'run'), Column('model', 'model'),
+                Column('backbone', 'backbone'), Column('runs', 'seeds', 0))
+TAIL_COLUMNS = (Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0),
+                Column('device', 'device'), Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
+IN_FILES_ONLY = {'model', 'box_ap50', 'macc', 'aacc', 'latency_p90_ms', 'batch', 'height', 'width', 'device',
+                 'train_iter_s'}
 TITLES = {'detection': 'Detection', 'segmentation': 'Segmentation', None: 'Other runs'}
 
 
@@ -52,13 +54,18 @@ def score_columns() -> List[Column]:
     return [*columns, Column('score_from', 'score from'), Column('score_gain', 'gain', 2)]
 
 
+def terminal_columns(rows: Sequence[Row]) -> List[Column]:
+    """Those that fit side by side in a terminal; the files have the rest."""
+    return [column for column in report_columns(rows) if column.key not in IN_FILES_ONLY]
+
+
 def report_columns(rows: Sequence[Row]) -> List[Column]:
     """All columns that say something about these rows: accuracy next to cost."""
     return filled_columns([*LEAD_COLUMNS, *score_columns(), *COST_COLUMNS, *TAIL_COLUMNS], rows)
 
 
 def write_report(report: Report, out_dir: Path) -> Dict[str, Path]:
-    """Write ``report.html`` (self-contained), ``.md``, ``.csv``, ``.json`` and, if anything can be plotted, ``pareto.png``.
+    """Write ``report.html`` (self-contained), ``.md``, ``.csv``, ``.json``, and ``pareto.png`` if there is a plot.
 
     Returns:
         dict: kind -> path.
@@ -107,8 +114,8 @@ def _html_plot(png: Optional[bytes]) -> str:
     if png is None:
         return '<p>No run has both a score and a latency: nothing to plot.</p>'
     picture = base64.b64encode(png).decode()
-    return ('<h2>Accuracy over cost</h2><p>Dashed: the runs that no other run beats in both. The numbers are those of the '
-            f'tables.</p><img alt="accuracy over cost" src="data:image/png;base64,{picture}">')
+    return ('<h2>Accuracy over cost</h2><p>Dashed: the runs that no other run beats in both. The numbers are those of '
+            f'the tables.</p><img alt="accuracy over cost" src="data:image/png;base64,{picture}">')
 
 
 def _html_table(rows: Sequence[Row]) -> str:
@@ -139,7 +146,8 @@ td:last-child {{ white-space: normal; min-width: 8rem }} img {{ max-width: 100% 
 for (const head of document.querySelectorAll('th')) head.onclick = () => {{
   const body = head.closest('table').tBodies[0], at = head.cellIndex, down = head.dataset.down !== '1';
   head.dataset.down = down ? '1' : '0';
-  const key = row => {{ const c = row.cells[at]; return c.dataset.value !== undefined ? +c.dataset.value : c.innerText; }};
+  const value = cell => cell.dataset.value !== undefined ? +cell.dataset.value : cell.innerText;
+  const key = row => value(row.cells[at]);
   const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === 'number' ? -1 : 1;
   [...body.rows].sort((a, b) => (down ? -1 : 1) * order(key(a), key(b))).forEach(row => body.append(row));
 }};

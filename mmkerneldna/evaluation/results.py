@@ -1,8 +1,8 @@
 """What runs left behind: one flat row per work_dir, with its scores, its cost and how far it got.
 
 A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a line per log event,
-``<timestamp>/vis_data/config.py``, ``<timestamp>/<timestamp>.json`` with the metrics of a test. Several timestamps (resumed
-trainings, later tests) make one run.
+``<timestamp>/vis_data/config.py``, ``<timestamp>/<timestamp>.json`` with the metrics of a test. Several timestamps
+(resumed trainings, later tests) make one run.
 """
 import json
 import math
@@ -55,8 +55,8 @@ def find_runs(root: Path) -> List[Path]:
     stamps = [path for path in Path(root).rglob('*') if path.is_dir() and TIMESTAMP.match(path.name)]
     runs = sorted({path.parent for path in stamps if _has_logs(path)})
     if not runs:
-        raise NoRunsError(f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at any '
-                          'depth; name the --work-dir of a training or test')
+        raise NoRunsError(f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at '
+                          'any depth; name the --work-dir of a training or test')
     return runs
 
 
@@ -80,7 +80,8 @@ def collect_run(work_dir: Path, name: Optional[str] = None) -> Row:
     records, broken = read_scalars(stamps)
     validations, test = [r for r in records if _is_validation(r)], _read_test(stamps)
     cfg = _read_config(work_dir, stamps)
-    row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=_config_name(work_dir), **_config_cells(cfg))
+    row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=_config_name(work_dir))
+    row.update(_config_cells(cfg))
     row.update(_score_cells(validations, test))
     row['task'] = row['task'] or _task_by_score(row)
     row.update(_cost_cells(test or (validations[-1] if validations else {})), **_environment_cells(stamps))
@@ -147,11 +148,25 @@ def _config_name(work_dir: Path) -> Optional[str]:
 
 
 def _config_cells(cfg: Config) -> Row:
-    backbone = cfg.get('model', {}).get('backbone') or {}
-    depth = backbone.get('depth')
-    return dict(task=TASKS.get(cfg.get('default_scope')), model=cfg.get('model', {}).get('type'),
-                backbone=backbone and f'{backbone.get("type")}{"-" + str(depth) if depth else ""}' or None,
-                seed=(cfg.get('randomness') or {}).get('seed'))
+    model = cfg.get('model', {})
+    return dict(task=TASKS.get(cfg.get('default_scope')), model=model.get('type'),
+                backbone=backbone_label(model.get('backbone')), seed=(cfg.get('randomness') or {}).get('seed'))
+
+
+def backbone_label(cfg: Optional[dict]) -> Optional[str]:
+    """``ResNet-18``, with the convolution where it is not the plain one: ``ResNet-18 ODConv2d``.
+
+    Examples:
+        >>> backbone_label(dict(type='DynamicConvs', module=dict(type='ResNet', depth=18), conv=dict(type='SEConv2d')))
+        'ResNet-18 SEConv2d'
+    """
+    if not cfg:
+        return None
+    if 'module' in cfg:  # KernelDNA and DynamicConvs around another net
+        kind = (cfg.get('conv') or {}).get('type', cfg['type'])
+        return f'{backbone_label(cfg["module"])} {kind}'
+    conv = (cfg.get('conv_cfg') or {}).get('type')
+    return str(cfg['type']) + (f'-{cfg["depth"]}' if 'depth' in cfg else '') + (f' {conv}' if conv else '')
 
 
 def _task_by_score(row: Row) -> Optional[str]:

@@ -54,7 +54,7 @@ def cell(row: Row, column: Column) -> str:
 
 
 def _number(value: float, column: Column) -> str:
-    return str(value) if isinstance(value, int) else f'{value:.{column.digits}f}'
+    return f'{value:.{column.digits}f}'
 
 
 def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> List[Column]:
@@ -63,11 +63,12 @@ def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> List[Colum
 
 
 def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str = '') -> Table:
-    """For the terminal; text left, numbers right, failures red."""
+    """For the terminal; text left, numbers right and whole under stacked titles, failures red."""
     table = Table(title=title or None, title_justify='left')
     for column in columns:
         numeric = any(isinstance(row.get(column.key), (int, float)) for row in rows)
-        table.add_column(column.title, justify='right' if numeric else 'left', no_wrap=numeric, overflow='fold')
+        table.add_column(column.title.replace(' ', '\n') if numeric else column.title, overflow='fold',
+                         justify='right' if numeric else 'left', no_wrap=numeric)
     for row in rows:
         table.add_row(*(_styled(row, column) for column in columns))
     return table

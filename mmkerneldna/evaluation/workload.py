@@ -55,8 +55,8 @@ def task_of(model: nn.Module) -> str:
 def inference_call(model: nn.Module, workload: Workload, batch: Optional[dict] = None) -> Call:
     """What a user runs to get a result.
 
-    A backbone: images on the device to features. A detector or segmenter: ``test_step``, that is ``uint8`` images on the
-    CPU through the data preprocessor (copy to the device, normalise, pad), the network and all post-processing.
+    A backbone: images on the device to features. A detector or segmenter: ``test_step``, that is ``uint8`` images on
+    the CPU through the data preprocessor (copy to the device, normalise, pad), the network and all post-processing.
 
     Args:
         model (nn.Module): in eval mode, on the workload's device.

@@ -95,7 +95,8 @@ def test_equal_names_are_refused():
 
 
 def test_scopes():
-    cfg = Config(dict(default_scope='mmdet', model=dict(type='mmdet.RetinaNet', backbone=dict(type='ResNet', depth=18))))
+    model = dict(type='mmdet.RetinaNet', backbone=dict(type='ResNet', depth=18))
+    cfg = Config(dict(default_scope='mmdet', model=model))
     backbone = build_from_config(cfg, 'backbone')
     assert type(backbone).__module__ == 'mmdet.models.backbones.resnet'
     again = build_from_config(cfg, 'backbone')

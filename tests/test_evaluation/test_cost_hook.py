@@ -205,7 +205,8 @@ def complete_on_rank(rank, folder):
     log_dir = Path(folder) / f'rank{rank}'
     log_dir.mkdir()
     dataset = NoiseImages() if rank == 0 else None  # whoever measures reads an image
-    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), evaluator=SimpleNamespace(metrics=[]), fp16=False)
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), evaluator=SimpleNamespace(metrics=[]),
+                           fp16=False)
     metrics = dict(mIoU=42.0)
     CostHook(repeats=2, warmup=0)._complete(SimpleNamespace(model=TinySegmenter(), log_dir=str(log_dir)), metrics, loop)
     (log_dir / 'metrics.json').write_text(json.dumps(metrics))

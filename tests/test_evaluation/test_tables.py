@@ -16,7 +16,8 @@ ROWS = [dict(name='a', ms=3.14159, ap=None, error=None, batch=1, height=8, width
 
 @pytest.mark.parametrize('row, column, text', [
     (dict(ms=3.14159), MS, '3.1'),
-    (dict(ms=3), MS, '3'),
+    (dict(ms=3), MS, '3.0'),
+    (dict(ms=3), Column('ms', 'ms', 0), '3'),
     (dict(ms=0.0), MS, '0.0'),
     (dict(ms=None), MS, '-'),
     (dict(), MS, '-'),

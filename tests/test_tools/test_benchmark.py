@@ -49,7 +49,8 @@ def check_files(folder, rows):
 
 
 def test_whole_models_and_training_steps(tmp_path):
-    result = measure(tmp_path, str(ROOT / DETECTOR), str(ROOT / SEGMENTER), '--batch', '2', '--size', '64x64', '--train-step')
+    result = measure(tmp_path, str(ROOT / DETECTOR), str(ROOT / SEGMENTER), '--batch', '2', '--size', '64x64',
+                     '--train-step')
     for row in result['rows']:
         assert row['error'] is None and row['train_error'] is None
         assert min(row['latency_ms'], row['train_step_ms'], row['gmacs']) > 0

@@ -62,9 +62,11 @@ def test_page_is_complete_and_self_contained(runs, tmp_path):
     assert [row['run'] for row in detection] == ['kdna', 'static', 'going_on']
     best, _, unfinished = detection
     assert (best['#'], best['box AP'], best['score from'], best['best val box AP']) == ('1', '28.0', 'test', '30.0')
-    assert (best['latency ms'], best['GMACs'], best['unique M'], best['deployed M']) == ('25.00', '2.000', '10.000', '15.000')
+    assert (best['latency ms'], best['GMACs']) == ('25.00', '2.000')
+    assert (best['unique M'], best['deployed M']) == ('10.000', '15.000')
     assert (unfinished['box AP'], unfinished['latency ms']) == ('-', '-') and 'no evaluation' in unfinished['note']
-    assert (segmentation[0]['run'], segmentation[0]['mIoU'], segmentation[0]['score from']) == ('fcn', '40.0', 'last val')
+    fcn, = segmentation
+    assert (fcn['run'], fcn['mIoU'], fcn['score from']) == ('fcn', '40.0', 'last val')
     assert len(page.links) == 1 and page.links[0].startswith('data:image/png;base64,')
     assert not re.search(r'https?://|url\(|@import', text)
 
@@ -74,7 +76,8 @@ def test_other_formats(runs, tmp_path):
     assert (out / 'pareto.png').read_bytes().startswith(b'\x89PNG')
     rows = json.loads((out / 'report.json').read_text())['rows']
     assert [row['name'] for row in rows] == ['kdna', 'static', 'going_on', 'fcn']
-    assert [line['score'] for line in csv.DictReader((out / 'report.csv').open())] == ['28.000000000000004', '25.0', '', '40.0']
+    lines = csv.DictReader((out / 'report.csv').open())
+    assert [line['score'] for line in lines] == ['28.000000000000004', '25.0', '', '40.0']
     text = (out / 'report.md').read_text()
     assert '## Detection' in text and '## Segmentation' in text and '![accuracy over cost](pareto.png)' in text
 
@@ -84,7 +87,8 @@ def test_seeds_become_mean_and_spread(tmp_path):
         detection_run(tmp_path / 'runs' / f'seed_{seed}', test=score, seed=seed)
     page = Page((make(tmp_path, tmp_path / 'runs', '--seeds') / 'report.html').read_text())
     row, = as_rows(page.tables[0])
-    assert (row['run'], row['seeds'], row['box AP'], row['latency ms']) == ('faster-rcnn', '2', '25.0 ± 7.1', '21.00 ± 0.00')
+    assert (row['run'], row['seeds'], row['box AP']) == ('faster-rcnn', '2', '25.0 ± 7.1')
+    assert row['latency ms'] == '21.00 ± 0.00'
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
