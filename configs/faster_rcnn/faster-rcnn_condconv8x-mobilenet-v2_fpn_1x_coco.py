@@ -1,0 +1,12 @@
+"""Faster R-CNN, COCO, 1x, MobileNetV2 1.0: CondConv, 8 experts (Yang et al., 2019).
+
+    bash tools/dist_train.sh configs/faster_rcnn/faster-rcnn_condconv8x-mobilenet-v2_fpn_1x_coco.py 8
+
+Cost: 12 epochs of 117 k images at 1333x800, 16 images a step, and more per step than the static net;
+tools/benchmark.py measures how much.
+"""
+_base_ = './faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+conv = dict(type='CondConv2d', num_experts=8)
+model = dict(
+    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))

@@ -1,0 +1,16 @@
+"""FCN, ADE20K, 160 k iterations, MobileNetV2 1.0: ODConv, 4 kernels (Li et al., 2022).
+
+    bash tools/dist_train.sh configs/fcn/fcn_odconv4x-mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
+
+Cost: 160 k steps of 16 crops of 512x512, and more per step than the static net; tools/benchmark.py measures how
+much.
+"""
+_base_ = './fcn_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+conv = dict(type='ODConv2d', num_experts=4)
+model = dict(
+    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))
+custom_hooks = [
+    *_base_.get('custom_hooks', []),
+    dict(type='TemperatureHook', start=30, end=1, length=16000, by_epoch=False)
+]

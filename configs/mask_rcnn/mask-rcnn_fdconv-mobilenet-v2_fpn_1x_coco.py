@@ -1,0 +1,15 @@
+"""Mask R-CNN, COCO, 1x, MobileNetV2 1.0: frequency dynamic convolution (Chen et al., 2025).
+
+The paper has no MobileNetV2; here its 1x1 convs are swapped.
+
+    bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_fdconv-mobilenet-v2_fpn_1x_coco.py 8
+
+Cost: 12 epochs of 117 k images at 1333x800, 16 images a step, and more per step than the static net;
+tools/benchmark.py measures how much.
+"""
+_base_ = './mask-rcnn_mobilenet-v2_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+conv = dict(type='FDConv2d')
+model = dict(
+    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv,
+                  include=['*.expand_conv.*', '*.linear_conv.*'], module=_base_.model.backbone))

@@ -1,0 +1,12 @@
+"""UPerNet, shapes, ResNet-18: one of 4 expert kernels per image.
+
+    python tools/train.py configs/shapes/upernet_moe-r18_shapes.py
+
+From scratch. Costs more per step than the static net; tools/benchmark.py measures how much.
+"""
+_base_ = './upernet_r18_shapes.py'
+custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+conv = dict(type='MoEConv2d', num_experts=4, top_k=1)
+model = dict(
+    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))
+custom_hooks = [*_base_.get('custom_hooks', []), dict(type='MoELossHook')]

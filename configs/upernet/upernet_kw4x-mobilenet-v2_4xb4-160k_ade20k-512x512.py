@@ -1,0 +1,16 @@
+"""UPerNet, ADE20K, 160 k iterations, MobileNetV2 1.0: KernelWarehouse, budget 4x (Li et al., 2024).
+
+    bash tools/dist_train.sh configs/upernet/upernet_kw4x-mobilenet-v2_4xb4-160k_ade20k-512x512.py 4
+
+Cost: 160 k steps of 16 crops of 512x512, and more per step than the static net; tools/benchmark.py measures how
+much.
+"""
+_base_ = './upernet_mobilenet-v2_4xb4-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+conv = dict(type='KWConv2d', budget=4)
+model = dict(
+    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))
+custom_hooks = [
+    *_base_.get('custom_hooks', []),
+    dict(type='TemperatureHook', start=1, end=0, length=16000, by_epoch=False)
+]
