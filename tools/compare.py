@@ -9,6 +9,7 @@ again, the same command goes on where it was: finished runs are not run again, a
 is that of the last checkpoint on the test set. Latency is measured at the end, all variants in this process in turns.
 """
 import argparse
+import signal
 from pathlib import Path
 
 import torch
@@ -141,6 +142,7 @@ def with_cost(rows, costs):
 
 def main():
     args = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: the training stops too
     try:
         with one_line_errors():
             variants = read_variants(args)

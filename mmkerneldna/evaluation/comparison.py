@@ -8,6 +8,7 @@ Layout, below the folder of the comparison:
     <variant>/seed_<n>/trained.json    the checkpoint; written when the training has ended
     <variant>/seed_<n>/result.json     the run's row; written last, whole or not at all: a run that has it is finished
 """
+import fcntl
 import hashlib
 import json
 import re
@@ -173,14 +174,35 @@ def _failed(run: Run, log: str) -> Row:
 
 
 def _call(command: Sequence[str], log: Path, on_line: Callable[[str], None]) -> bool:
-    """Run a tool, its output into a log; whether it ended well."""
-    with open(log, 'a') as file, subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE,
-                                                  stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            on_line(line.rstrip())
+    """Run a tool, its output into a log; whether it ended well. It is stopped when this process is interrupted."""
+    with open(log, 'a') as file, _locked(log.parent) as lock:
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, pass_fds=[lock.fileno()])
+        with process:
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    on_line(line.rstrip())
+            except BaseException:
+                process.terminate()
+                raise
     return process.returncode == 0
+
+
+def _locked(work_dir: Path):
+    """Lock a run's folder. The tool inherits the lock: it lasts as long as either of the two lives.
+
+    If this process is killed outright, the training it started goes on; a second one must not write to the same folder.
+    """
+    lock = open(work_dir / 'lock', 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f'a training or test of an earlier comparison still runs in {work_dir}; wait for it or stop '
+                         'it') from None
+    return lock
 
 
 def variant_rows(rows: Sequence[Row], variants: Sequence[Variant]) -> List[Row]:

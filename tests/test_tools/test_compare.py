@@ -1,7 +1,6 @@
 """tools/compare.py: nothing is run twice, a killed run is resumed, failures don't stop the others."""
+import fcntl
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from tiny_runs import ROOT, SEGMENTER, SMALL, run_tool
@@ -79,6 +78,33 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     make_run(tmp_path).claim()
     with pytest.raises(UsageError, match='run of another config'):
         make_run(tmp_path, digest='changed').claim()
+
+
+def test_a_folder_in_use_is_refused(tmp_path, tools):
+    run = make_run(tmp_path)
+    run.claim()
+    with open(run.work_dir / 'lock', 'w') as orphan:
+        fcntl.flock(orphan, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match='still runs in'):
+            execute(run, [], print, tools)
+    assert calls(tools) == []
+    assert execute(run, [], print, tools)['score'] == 25.0
+
+
+def test_interrupted_comparison_stops_its_tool(tmp_path, tools):
+    run = make_run(tmp_path)
+    run.claim()
+    train = tools / 'train.py'
+    train.write_text('import time\nprint("begun", flush=True)\ntime.sleep(600)\n')
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, [], interrupt, tools)
+    with open(run.work_dir / 'lock') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the tool, which inherits the lock, is gone
+    assert not run.trained
 
 
 @pytest.mark.parametrize('text, expected', [
