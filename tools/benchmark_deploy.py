@@ -1,0 +1,197 @@
+"""The tables of docs/performance.md: what deploying gains, what the gates still cost, what a training step costs.
+
+    python tools/benchmark_deploy.py backbone --depth 50 18 --size 224 512
+    python tools/benchmark_deploy.py train --depth 50 --batch 2 --size 224
+    python tools/benchmark_deploy.py parts --model faster --size 320x544
+
+Every row is a ratio to a named baseline in one process: calls take turns, and a ratio is the median over rounds of the ratio
+within a round, so that a machine that is slow for a while is slow for both. --clock cpu counts the process's own CPU time
+instead (use it with --threads 1 on a machine that others use as well).
+"""
+import argparse
+import time
+from typing import Callable, Dict, List
+
+import numpy as np
+import torch
+from mmengine.hub import get_config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmkerneldna.backbones import KDNAResNet
+from mmkerneldna.deploy import deploy
+from mmkerneldna.deploy.probe import run_parts
+from mmkerneldna.evaluation.environment import describe, environment
+from mmkerneldna.evaluation.input_size import parse_sizes
+from mmkerneldna.evaluation.latency import synchronize
+from mmkerneldna.evaluation.workload import Workload, inference_call, train_call
+
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+MODES = {'false': False, 'true': True, 'dynamic': 'dynamic', 'onednn': 'onednn'}
+PARTS = dict(
+    faster=('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py'),
+    upernet=('mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+             'mmkerneldna::upernet/upernet_kdna-r50_4xb4-160k_ade20k-512x512.py'))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['backbone', 'train', 'parts'])
+    parser.add_argument('--depth', type=int, nargs='+', default=[50, 18])
+    parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
+    parser.add_argument('--batch', type=int, nargs='+', default=[1])
+    parser.add_argument('--size', nargs='+', default=['224'])
+    parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false', 'onednn'], help='compile=')
+    parser.add_argument('--cuda-graph', action='store_true')
+    parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
+    parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
+    parser.add_argument('--rounds', type=int, default=30)
+    return parser.parse_args()
+
+
+def measure(calls: Dict[str, Callable], args) -> Dict[str, np.ndarray]:
+    """Milliseconds of each call, one per round."""
+    clock = time.perf_counter if args.clock == 'wall' else time.process_time
+    times: Dict[str, List[float]] = {name: [] for name in calls}
+    for index in range(-3, args.rounds):
+        for name, call in calls.items():
+            synchronize(args.device)
+            start = clock()
+            call()
+            synchronize(args.device)
+            if index >= 0:
+                times[name].append((clock() - start) * 1e3)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def show(title: str, times: Dict[str, np.ndarray], baselines: Dict[str, List[str]]) -> None:
+    """One line per call; ``baselines`` names, per call, what its ratios refer to."""
+    table = Table(title=title, title_justify='left')
+    for column in ('call', 'median ms', 'p90 ms', 'min ms', 'ratios: median within a round (of minima)'):
+        table.add_column(column, justify='left' if column[0] in 'cr' else 'right')
+    for name, values in times.items():
+        ratios = [f'{np.median(values / times[b]):.3f} ({values.min() / times[b].min():.3f}) x {b}'
+                  for b in baselines.get(name, [])]
+        table.add_row(name, *(f'{v:.2f}' for v in (np.median(values), np.percentile(values, 90), values.min())),
+                      ', '.join(ratios))
+    Console(width=150).print(table)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """BN statistics as a trained net might have them, so that nothing is an identity."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def backbone(depth: int, batch: int, size, args) -> None:
+    options = dict(cuda_graph=args.cuda_graph, dtype=DTYPES[args.dtype])
+    nets = {name: randomised(KDNAResNet(depth, sharing=sharing)).to(args.device)
+            for name, sharing in (('static', None), ('kdna', 'default'))}
+    models, baselines = {f'{name} eager': net for name, net in nets.items()}, {'kdna eager': ['static eager']}
+    for mode in args.modes:
+        tag = 'deployed' if mode == 'false' else f'deployed {mode}'
+        for name, net in nets.items():
+            gate = args.gate if name == 'kdna' else 'torch'
+            models[f'{name} {tag}'] = deploy(net, compile=MODES[mode], gate=gate, **options)
+            baselines[f'{name} {tag}'] = [f'{name} eager'] + ([f'static {tag}'] if name == 'kdna' else [])
+    images = torch.randn(batch, 3, *size, device=args.device)
+
+    def call(model):
+        with torch.no_grad():
+            model(images)
+
+    times = measure({name: lambda model=model: call(model) for name, model in models.items()}, args)
+    show(f'ResNet-{depth} backbone, batch {batch}, {size[0]}x{size[1]}, deployed in {args.dtype}', times, baselines)
+
+
+def train(depth: int, batch: int, size, args) -> None:
+    dtype = None if args.dtype == 'fp32' else DTYPES[args.dtype]
+    workload = Workload(batch, size, args.device, dtype)
+    calls, kept = {}, {}
+    for name, sharing in (('static', None), ('kdna', 'default')):
+        torch.manual_seed(0)
+        model = workload.place(KDNAResNet(depth, sharing=sharing, norm_eval=False)).train()
+        calls[f'{name} step'] = train_call(model, workload)
+        kept[name] = training_memory(model, calls[f'{name} step'], workload)
+    times = measure(calls, args)
+    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', times, {'kdna step': ['static step']})
+    Console().print(f'memory MiB: static {kept["static"]:.1f}, kdna {kept["kdna"]:.1f}, ratio '
+                    f'{kept["kdna"] / kept["static"]:.3f}')
+
+
+def training_memory(model: nn.Module, step: Callable, workload: Workload) -> float:
+    """MiB. On CUDA the peak of a whole step; on a CPU what autograd keeps of the forward pass, parameters apart."""
+    if torch.device(workload.device).type == 'cuda':
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    storages, images = {}, torch.randn(workload.batch, 3, *workload.size)
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+    def note(tensor):
+        storages.setdefault(tensor.untyped_storage().data_ptr(), (tensor, tensor.untyped_storage().nbytes()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), workload.autocast():
+        features = model(images)  # noqa: F841  (alive until all is counted)
+    return sum(nbytes for pointer, (_, nbytes) in storages.items() if pointer not in known) / 2**20
+
+
+def parts(size, args) -> None:
+    """Whole models: the network's parts, and all of test_step; what is left is pre- and post-processing."""
+    models = {}
+    for name, path in zip(('static', 'kdna'), PARTS[args.model]):
+        cfg = get_config(path)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            models[f'{name} eager'] = randomised(MODELS.build(cfg.model)).to(args.device)
+    for mode in args.modes:
+        tag = 'deployed' if mode == 'false' else f'deployed {mode}'
+        models[f'kdna {tag}'] = deploy(models['kdna eager'], compile=MODES[mode], cuda_graph=args.cuda_graph, gate=args.gate,
+                                       dtype=DTYPES[args.dtype])
+    images = torch.randn(1, 3, *size, device=args.device)
+    workload = Workload(1, size, args.device)
+    for part, make in (('backbone and neck', lambda m: lambda: m.extract_feat(images)),
+                       ('with heads, up to raw outputs', lambda m: lambda: run_parts(m, images)),
+                       ('end to end (test_step)', lambda m: inference_call(m, workload))):
+        calls = {name: _without_gradients(make(model)) for name, model in models.items()}
+        show(f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1', measure(calls, args),
+             {name: ['static eager'] for name in calls if name != 'static eager'})
+
+
+def _without_gradients(call: Callable) -> Callable:
+
+    def run():
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    MMLogger.get_instance('benchmark_deploy', log_level='ERROR')
+    Console(width=150).print(f'{describe(environment(args.device))}, clock {args.clock}, {args.rounds} rounds')
+    for size in parse_sizes(args.size):
+        if args.what == 'parts':
+            parts(size, args)
+            continue
+        for depth in args.depth:
+            for batch in args.batch:
+                (backbone if args.what == 'backbone' else train)(depth, batch, size, args)
+
+
+if __name__ == '__main__':
+    main()
