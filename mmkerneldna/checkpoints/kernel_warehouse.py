@@ -72,7 +72,7 @@ def kernelwarehouse_setting(state_dict: Mapping[str, Any]) -> Setting:
         ValueError: no published setting has these warehouses.
     """
     state = unwrap(state_dict)
-    shapes = [tuple(state[key].shape) for key in sorted(filter(_WAREHOUSE.fullmatch, state), key=_warehouse_index)]
+    shapes = [tuple(state[key].shape[:3]) for key in sorted(filter(_WAREHOUSE.fullmatch, state), key=_warehouse_index)]
     if not shapes:
         raise ValueError("no 'warehouse_manager.weights.*' in the checkpoint: it is not one of KernelWarehouse")
     arch, width = _arch(state)
@@ -115,7 +115,7 @@ def _rename(state: Mapping[str, Tensor], arch: str, owners: List[str]) -> Dict[s
         if key.startswith(_CLASSIFIER):
             continue
         if _WAREHOUSE.fullmatch(key):
-            converted[f'{owners[_warehouse_index(key)]}.warehouse.cells'] = value
+            converted[f'{owners[_warehouse_index(key)]}.warehouse.cells'] = value.reshape(value.shape[:3])
             continue
         prefix = next((p for p in prefixes if key.startswith(p + '.')), '')
         renamed = prefixes[prefix] + key[len(prefix):] if prefix else key

@@ -39,6 +39,12 @@ def copy_geometry(layer: nn.Module, conv: nn.Conv2d) -> None:
         setattr(layer, name, getattr(conv, name))
 
 
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` as channels_last where ``x`` is."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Leave fp32 and fp64 as they are, lift half precision: for sums and transforms under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

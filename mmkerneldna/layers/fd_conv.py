@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .assembled import at_least_fp32, convolve_assembled, copy_geometry
+from .assembled import at_least_fp32, convolve_assembled, copy_geometry, in_format_of
 from .expert_conv import check_num_experts, hidden_channels
 from .pooled_norm import build_pooled_norm, pooled_norm
 
@@ -95,7 +95,7 @@ def modulate_bands(x: Tensor, weights: Tensor) -> Tensor:
         low_passed = [torch.fft.irfft2(spectrum * _low_pass(height, width, c, x.device), s=(height, width)) for c in CUTOFFS]
         bands = [high - low for high, low in zip([wide, *low_passed], low_passed)]
         y = low_passed[-1] + sum(band * weight[:, None] for band, weight in zip(bands, weights.unbind(1)))
-    return y.to(x.dtype)
+    return in_format_of(x, y.to(x.dtype))
 
 
 def _low_pass(height: int, width: int, cutoff: float, device) -> Tensor:

@@ -44,7 +44,7 @@ def assemble_kernels(attention: Tensor, cells: Tensor, splits: Tuple[int, int, i
 
     Args:
         attention: (N, m, n), m in the order of ``splits``.
-        cells: (n, c_out, c_in, 1, 1).
+        cells: (n, c_out, c_in).
         splits: numbers of mixtures along (k, k, C_out, C_in/g).
 
     Returns:
@@ -110,7 +110,7 @@ class CellAttention(nn.Module):
 
 
 class Warehouse(nn.Module):
-    """The cells of one warehouse, (n, c_out, c_in, 1, 1)."""
+    """The cells of one warehouse, (n, c_out, c_in)."""
 
     def __init__(self, plan: WarehousePlan) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class KWConv2d(nn.Module):
 
     @property
     def cells(self) -> nn.Parameter:
-        """The cells of the layer's warehouse, (n, c_out, c_in, 1, 1), its own or shared."""
+        """The cells of the layer's warehouse, (n, c_out, c_in), its own or shared."""
         return self._shared[0].cells
 
     @property

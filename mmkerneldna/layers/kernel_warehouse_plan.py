@@ -2,9 +2,9 @@
 
 KernelWarehouse: Rethinking the Design of Dynamic Convolution, Li and Yao, ICML 2024, https://arxiv.org/abs/2308.08361
 
-A kernel (C_out, C_in/g, k, k) is cut into mixtures of the shape of a cell, (c_out, c_in, 1, 1), where c_out and c_in are
-the greatest common divisors of the channels of all kernels of the warehouse, times the cell ratios. A warehouse of budget
-b holds b cells per mixture.
+A kernel (C_out, C_in/g, k, k) is cut into mixtures of the shape of a cell, (c_out, c_in) at one kernel position, where
+c_out and c_in are the greatest common divisors of the channels of all kernels of the warehouse, times the cell ratios. A
+warehouse of budget b holds b cells per mixture.
 """
 import math
 import re
@@ -69,7 +69,7 @@ class LayerCells:
 class WarehousePlan:
     """Cells of one warehouse, (num_cells, *cell_shape), and the layers that draw on it."""
     num_cells: int
-    cell_shape: Shape
+    cell_shape: Tuple[int, int]
     layers: Dict[str, LayerCells]
 
 
@@ -99,7 +99,7 @@ def plan_warehouse(shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio
         layers[path] = LayerCells(split, start, mixtures * step // per_cell,
                                   _assign(mixtures, start, step, per_cell, num_cells))
         start += layers[path].owned
-    return WarehousePlan(num_cells, (c_out, c_in, 1, 1), layers)
+    return WarehousePlan(num_cells, (c_out, c_in), layers)
 
 
 def group_convs(convs: Mapping[str, nn.Conv2d], sharing: str = 'stage') -> Dict[str, List[str]]:

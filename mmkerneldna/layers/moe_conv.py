@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .assembled import at_least_fp32
+from .assembled import at_least_fp32, in_format_of
 from .expert_conv import ExpertConv2d, pad_for_mode
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
@@ -49,13 +49,13 @@ def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tenso
     for number in chosen.unique().tolist():
         images, places = (chosen == number).nonzero(as_tuple=True)
         everything = len(images) == len(x)
-        part = expert(x if everything else x[images], number)
+        part = expert(x if everything else in_format_of(x, x[images]), number)
         part = part * weights[images, places].to(part.dtype)[:, None, None, None]
         if everything:
             y = part if y is None else y + part
         else:
-            y = part.new_zeros(len(x), *part.shape[1:]) if y is None else y
-            y = y.index_add(0, images, part)
+            y = in_format_of(part, part.new_zeros(len(x), *part.shape[1:])) if y is None else y
+            y = y.index_add_(0, images, part)  # in place: it keeps channels_last and copies nothing
     return y
 
 

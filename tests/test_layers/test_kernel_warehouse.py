@@ -50,7 +50,7 @@ def naive_kw_conv(layer, x):
             i, rest = divmod(m, cols * outs * ins)
             j, rest = divmod(rest, outs * ins)
             o, c = divmod(rest, ins)
-            mixture = sum(a * cell for a, cell in zip(alpha[m], layer.cells[:, :, :, 0, 0]))
+            mixture = sum(a * cell for a, cell in zip(alpha[m], layer.cells))
             kernel[o * c_out:(o + 1) * c_out, c * c_in:(c + 1) * c_in, i, j] = mixture
         y.append(naive_conv(layer, sample, kernel))
     y = torch.stack(y)
