@@ -105,14 +105,13 @@ def _say_result(row):
 
 
 def measure(variants, configs, runs, args):
-    """Cost of each variant with the weights of its first seed; variants that were never trained are left out."""
+    """Cost of each variant with the weights of its first seed; of one that was never trained, why there is none."""
     workload = Workload(args.batch, _size(args, configs[variants[0].name]), args.device)
     first = {}
     for run in runs:
         if run.finished:
             first.setdefault(run.variant.name, run)
-    subjects = [Subject(v.name, lambda v=v: trained_model(configs[v.name], first[v.name])) for v in variants
-                if v.name in first]
+    subjects = [Subject(v.name, lambda v=v: trained_model(configs[v.name], first.get(v.name))) for v in variants]
     rows = Benchmark(subjects, [workload], repeats=args.repeats).run()
     write_json(args.work_dir / 'cost.json', dict(environment=environment(args.device), rows=rows))
     return {row['name']: row for row in rows}
@@ -127,6 +126,8 @@ def _size(args, cfg):
 
 
 def trained_model(cfg, run):
+    if run is None:
+        raise RuntimeError('no run of this variant was finished')
     launch.unsync_batch_norm(cfg)
     model = build_from_config(cfg)
     model.load_state_dict(read_checkpoint(run.checkpoint())['state_dict'])

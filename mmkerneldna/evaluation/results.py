@@ -257,7 +257,7 @@ def group_rows(rows: Sequence[Row], group_of: Callable[[Row], str]) -> List[Row]
     """One row per group of runs (seeds): means, and the sample standard deviation as ``<key>_std``.
 
     A mean is over the runs that have the number. ``runs`` counts all of them, ``scored`` those with a score. The spread
-    of a single run is unknown and left out. Text that differs between runs is dropped.
+    of a single run is unknown and left out. Text that differs between those that have it is dropped.
 
     Args:
         rows: of :func:`collect_run`.
@@ -279,7 +279,8 @@ def _joined(name: str, members: Sequence[Row]) -> Row:
             if len(numbers) > 1:
                 joined[f'{key}_std'] = statistics.stdev(numbers)
         else:
-            joined[key] = values[0] if all(value == values[0] for value in values) else None
+            known = [value for value in values if value is not None]
+            joined[key] = known[0] if known and all(value == known[0] for value in known) else None
     notes = [f'{row["name"]}: {row["note"]}' for row in members if row.get('note')]
     joined.update(name=name, runs=len(members), scored=sum(row.get('score') is not None for row in members),
                   note='; '.join(notes) or None)

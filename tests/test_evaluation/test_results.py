@@ -115,8 +115,8 @@ def test_mean_and_spread_over_seeds(tmp_path):
 
 
 def test_one_seed_has_no_spread_and_a_failed_one_is_told():
-    scored = dict(name='x, seed 0', score=1.0, note=None)
+    scored = dict(name='x, seed 0', task='detection', score=1.0, note=None)
     failed = dict(name='x, seed 1', score=None, note='failed')
     row, = group_rows([scored, failed], lambda row: 'x')
     assert (row['score'], row['runs'], row['scored'], row['note']) == (1.0, 2, 1, 'x, seed 1: failed')
-    assert 'score_std' not in row
+    assert 'score_std' not in row and row['task'] == 'detection'

@@ -1,11 +1,16 @@
 """tools/compare.py: nothing is run twice, a killed run is resumed, failures don't stop the others."""
+import argparse
 import fcntl
 import json
+import runpy
 
 import pytest
+import torch
 from tiny_runs import ROOT, SEGMENTER, SMALL, run_tool
 
+from mmkerneldna.engine import launch
 from mmkerneldna.engine.user_errors import UsageError
+from mmkerneldna.evaluation.benchmark import build_from_config
 from mmkerneldna.evaluation.comparison import Run, Variant, execute, parse_variant, variant_rows
 
 # Stands in for train.py and test.py: notes its call, leaves what mmengine leaves, or dies.
@@ -135,6 +140,21 @@ def test_gain_is_over_the_first_variant():
     assert (a['score'], a['score_gain'], b['score_gain'], b['runs']) == (22.0, 0.0, 9.0, 2)
     assert (c['score'], c['score_gain'], c['task']) == (None, None, 'detection')
     assert c['note'] == 'c, seed 0: failed, see train.log'
+
+
+def test_cost_of_what_never_trained_is_missing_and_no_other_becomes_the_base(tmp_path):
+    compare = runpy.run_path(str(ROOT / 'tools' / 'compare.py'))
+    cfg = launch.load_config(str(ROOT / SEGMENTER))
+    args = argparse.Namespace(size=['64'], batch=1, device='cpu', repeats=1, work_dir=tmp_path)
+    finished = Run(Variant('kdna', ''), 0, tmp_path / 'kdna', {}, ())
+    finished.work_dir.mkdir()
+    torch.save(dict(state_dict=build_from_config(cfg).state_dict()), finished.work_dir / 'iter_1.pth')
+    for name, content in (('result', {}), ('trained', dict(checkpoint='iter_1.pth'))):
+        (finished.work_dir / f'{name}.json').write_text(json.dumps(content))
+    variants = [Variant('static', ''), finished.variant]
+    costs = compare['measure'](variants, dict(static=cfg, kdna=cfg), [finished], args)
+    assert 'no run' in costs['static']['error'] and costs['static']['latency_ms'] is None
+    assert costs['kdna']['latency_ms'] > 0 and costs['kdna']['latency_ratio'] is None
 
 
 def test_comparison_end_to_end(shapes, tmp_path, capsys, monkeypatch):
