@@ -9,6 +9,7 @@ from typing import Dict, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
@@ -126,13 +127,15 @@ class KWConv2d(nn.Module):
     :data:`.kernel_warehouse_plan.PRESETS`. A shared warehouse is a submodule of the *last* layer that draws on it, so that
     it is in the state dict once, and freezing the first stages of a net leaves the cells of a live layer trainable.
 
+    With a budget of 1 or more the kernel of a static checkpoint goes into the cells its mixtures start from: at a temperature
+    of 1 the layer then computes what the static one did.
+
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
         budget (float): b, parameters of the warehouse over those of the kernels: 1, 2, 4, ... or 0.5, 0.25, ...
         cell_in_ratio, cell_out_ratio (float): channels of a cell over the greatest common divisor of the layers' channels.
             The paper takes 1 for budgets of 1 and more, else 0.5.
         reduction (int): ``in_channels`` over the hidden width of the attention, which is at least 16. Defaults to 16.
-        nonlocal_basis_ratio (float): see :class:`CellAttention`. Defaults to 1, off.
         norm_cfg (dict, optional): norm of the hidden features: BN (the paper), SyncBN, LN, GN or None. BN also trains at
             a batch of one, see :mod:`.pooled_norm`.
         temperature (float): the initial one, 0 to 1. Defaults to 0, the trained state; training from scratch starts at 1,
@@ -162,13 +165,15 @@ class KWConv2d(nn.Module):
                  budget: float = 1,
                  cell_in_ratio: float = 1,
                  cell_out_ratio: float = 1,
-                 **attention_cfg) -> None:
+                 reduction: int = 16,
+                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 temperature: float = 0.0) -> None:
         super().__init__()
         self._set_geometry(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                       device='meta'))
         plan = plan_warehouse({'this layer': self.kernel_shape}, budget, cell_in_ratio, cell_out_ratio)
-        self._draw_on(Warehouse(plan), plan, plan.layers['this layer'], owns=True, **attention_cfg)
+        self._draw_on(Warehouse(plan), plan, plan.layers['this layer'], True, reduction, norm_cfg, temperature)
 
     @classmethod
     def build_swapped(cls,
@@ -184,7 +189,8 @@ class KWConv2d(nn.Module):
             convs: {path: conv} in forward order.
             budget, cell_in_ratio, cell_out_ratio: a number, or {pattern of warehouse names: number}.
             sharing: ``'stage'``, ``'role'`` or ``'layer'``, see :func:`.kernel_warehouse_plan.group_convs`.
-            attention_cfg: ``reduction``, ``nonlocal_basis_ratio``, ``norm_cfg``, ``temperature``.
+            attention_cfg: ``reduction``, ``norm_cfg``, ``temperature``, and ``nonlocal_basis_ratio``, see
+                :class:`CellAttention`.
 
         Raises:
             ValueError: as the constructor, with the name of the warehouse.
@@ -215,8 +221,8 @@ class KWConv2d(nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter(torch.zeros(conv.out_channels))
 
     def _draw_on(self, warehouse: Warehouse, plan: WarehousePlan, place: LayerCells, owns: bool, reduction: int = 16,
-                 nonlocal_basis_ratio: float = 1, norm_cfg: Optional[dict] = dict(type='BN'),
-                 temperature: float = 0.0) -> None:
+                 norm_cfg: Optional[dict] = dict(type='BN'), temperature: float = 0.0,
+                 nonlocal_basis_ratio: float = 1) -> None:
         self.place = place
         self.temperature = temperature
         hidden = hidden_channels(self.in_channels, reduction, default=16, min_channels=16)
@@ -255,6 +261,25 @@ class KWConv2d(nn.Module):
         self.attention.init_weights()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
+        kernel = state_dict.get(prefix + 'weight')
+        if kernel is not None and tuple(kernel.shape) == self.kernel_shape and self._each_mixture_has_a_cell():
+            state_dict = {key: value for key, value in state_dict.items() if key != prefix + 'weight'}
+            self._seed(kernel)
+            print_log(f'{prefix}weight: a static kernel seeds the cells of this layer; they alone count at a temperature of '
+                      '1', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _each_mixture_has_a_cell(self) -> bool:
+        return max(self.place.assignment) < len(self.cells)
+
+    @torch.no_grad()
+    def _seed(self, kernel: Tensor) -> None:
+        c_out, c_in = self.cells.shape[1:]
+        pieces = kernel.unflatten(1, (-1, c_in)).unflatten(0, (-1, c_out))  # (outs, c_out, ins, c_in, k, k)
+        pieces = pieces.permute(4, 5, 0, 2, 1, 3).reshape(-1, c_out, c_in)
+        self.cells[self.attention.assignment] = pieces.to(self.cells)
 
     def assemble(self, attention: Tensor) -> Tensor:
         """(N, m, n) -> kernels (N, C_out, C_in/g, k, k)."""

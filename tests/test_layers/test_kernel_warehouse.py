@@ -111,6 +111,20 @@ def test_full_temperature_starts_from_one_cell_per_mixture():
     torch.testing.assert_close(layer(x), nn.functional.conv2d(x, own, layer.bias))
 
 
+@pytest.mark.parametrize('budget', [1, 2])
+def test_static_checkpoint_gives_the_static_output_at_full_temperature(budget):
+    static, x = ResNet(18, base_channels=8), torch.randn(1, 3, 32, 32)
+    static.eval()
+    net = swap_convs(ResNet(18, base_channels=8), dict(type='KWConv2d', budget=budget, temperature=1.0))
+    state = static.state_dict()
+    result = net.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys and 'layer1.0.conv1.weight' in state
+    assert all('.attention.' in key or key.endswith('.cells') for key in result.missing_keys)
+    net.eval()
+    for ours, expected in zip(net(x), static(x)):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('change', [copy.deepcopy, lambda net: ExponentialMovingAverage(net).module],
                          ids=['deepcopy', 'ema'])
 def test_a_copy_has_warehouses_of_its_own(change):
