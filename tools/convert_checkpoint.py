@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from mmkerneldna.checkpoints import convert_odconv, convert_official
+from mmkerneldna.checkpoints import convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
 from mmkerneldna.engine.user_errors import one_line_errors
 
@@ -20,6 +20,7 @@ CONVERTERS = {
     'kdna-mobilenet-v2': partial(convert_official, arch='mobilenet_v2'),
     'kdna-mobilenet-v2-0.5': partial(convert_official, arch='mobilenet_v2_0.5'),
     'odconv': convert_odconv,
+    'kernelwarehouse': convert_kernelwarehouse,
 }
 
 

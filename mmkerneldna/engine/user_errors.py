@@ -58,18 +58,12 @@ def _names(registry: Registry) -> set:
     return set(registry.module_dict).union(*(_names(child) for child in registry.children.values()))
 
 
-def _tied_weights(found: re.Match, text: str) -> str:
-    return ('the optimizer got a shared kernel twice: a paramwise_cfg lists every conv, and a child conv ties the '
-            'weight of its parent; set optim_wrapper.paramwise_cfg.bypass_duplicate=True')
-
-
 def _same_line(found: re.Match, text: str) -> str:
     return ' '.join(text.split())
 
 
 _HINTS = [
     (r'''([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry''', KeyError, _unknown_type),
-    (r'appear in more than one parameter group', ValueError, _tied_weights),
     (r'__init__\(\) (?:got an unexpected keyword|missing \d+ required)|got multiple values for', TypeError, _same_line),
     (r'.+', (FileNotFoundError, NotADirectoryError, PermissionError), _same_line),
 ]

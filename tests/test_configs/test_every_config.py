@@ -11,12 +11,14 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkerneldna.engine.launch import unsync_batch_norm
 from mmkerneldna.layers import ChildConv2d
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
+RIVALS = [name for name in CONFIGS if "type='DynamicConvs'" in (ROOT / name).read_text()]
 TRAINED = [name for name in CONFIGS if '_kdna-r18' in name]
 SIDE = 64
 
@@ -61,7 +63,7 @@ def run(cfg, mode):
 predicted = set()
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in RIVALS])
 def test_predicts(name):
     cfg = load(name)
     text = Config(dict(model=cfg.model)).pretty_text
@@ -77,6 +79,49 @@ def test_predicts(name):
         else:
             assert result.pred_instances.scores.isfinite().all()
             assert ('masks' in result.pred_instances) == ('mask_head' in cfg.model.get('roi_head', {}))
+
+
+@torch.no_grad()
+def features(backbone, images):
+    """In training mode, norms that the config holds in evaluation mode included (upstream's train returns None)."""
+    backbone.train()
+    for norm in filter(lambda m: isinstance(m, _BatchNorm), backbone.modules()):
+        norm.train()
+    return backbone(images)
+
+
+@pytest.mark.parametrize('name', RIVALS)
+def test_rival_backbones_fit_the_rest(name):
+    """The static net's feature shapes, so neck and heads fit. In training mode: an untrained norm that does not
+    normalise lets layers whose kernel grows with their input overflow."""
+    cfg = load(name)
+    backbone = cfg.model.backbone
+    for key in ('init_cfg', 'norm_cfg', 'norm_eval', 'frozen_stages', 'style'):  # nothing that changes a shape
+        backbone.module.pop(key, None)
+    text = Config(dict(model=backbone)).pretty_text
+    if text in predicted:
+        return
+    predicted.add(text)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    static = build(Config(dict(model=backbone.module)).pretty_text, cfg.default_scope)
+    shapes = [tuple(o.shape) for o in features(static, images)]
+    dynamic = build(text, cfg.default_scope)
+    outputs = features(dynamic, images)
+    assert [tuple(o.shape) for o in outputs] == shapes and all(o.isfinite().all() for o in outputs)
+    assert sum(type(m).__name__ == backbone.conv.type for m in dynamic.modules()) > 0
+
+
+def test_rivals_differ_in_one_line():
+    """Two rivals' leaves over the same base: the conv, and a schedule where the paper has one."""
+    for name in RIVALS:
+        rival = Path(name).stem.split('_')[1].split('-')[0]
+        twin = ROOT / name.replace(f'_{rival}-', '_condconv8x-')
+        ours, theirs = parse(name).to_dict(), parse(str(twin.relative_to(ROOT))).to_dict()
+        for cfg in (ours, theirs):
+            for key in ('conv', 'include'):
+                cfg['model']['backbone'].pop(key, None)
+            cfg.pop('conv'), cfg.pop('custom_hooks', None)
+        assert ours == theirs, name
 
 
 @pytest.mark.parametrize('name', TRAINED)
