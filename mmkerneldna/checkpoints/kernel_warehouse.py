@@ -46,8 +46,9 @@ def convert_kernelwarehouse(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
             dropped.
 
     Returns:
-        dict: loads strictly into ``DynamicConvs`` over mmdet's or mmseg's ``ResNet(18)``, ``ResNet(50)`` or
-        ``MobileNetV2`` with :func:`kernelwarehouse_setting`'s ``conv``.
+        dict: loads strictly into ``DynamicConvs`` over ``ResNet(18)`` or ``ResNet(50)`` of mmdet or mmseg, or mmdet's
+        ``MobileNetV2``, with :func:`kernelwarehouse_setting`'s ``conv``. (mmseg's MobileNetV2 has other names and no last
+        1x1 convolution.)
 
     Raises:
         ValueError: not such a checkpoint; the message names keys that are missing or don't belong.

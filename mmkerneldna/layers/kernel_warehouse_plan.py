@@ -151,6 +151,8 @@ def _stage_and_role(path: str, convs) -> Tuple[str, str]:
     staged, tail = _STAGED.fullmatch(path), _TAIL.fullmatch(path)
     if staged:
         role, stage = staged['rest'].split('.')[0], int(staged['stage'])
+        if role == 'conv':  # mmseg's MobileNetV2 numbers the convolutions of a block, mmdet's names them
+            role = 'expand_conv' if convs[path].out_channels > convs[path].in_channels else 'linear_conv'
         if staged['block'] == '0' and role not in _STAY:
             stage = max(stage - 1, 1)
         return f"{staged['prefix']}layer{stage}", role

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.models import MobileNetV2, ResNet
+from mmseg.models import MobileNetV2 as SegMobileNetV2
 from torch import nn
 
 from mmkerneldna.layers.kernel_warehouse_plan import group_convs, plan_warehouse, value_for
@@ -57,6 +58,13 @@ def test_mobilenet_groups_follow_the_authors():
     ]
     by_role = group_convs(convs_of(MobileNetV2()), 'role')
     assert len(by_role) == 19 and by_role['layer6.linear_conv'][-1] == 'conv2.conv'
+
+
+def test_groups_of_mmsegs_mobilenet_are_those_of_mmdets_without_the_last_convolution():
+    nets = [MobileNetV2(), SegMobileNetV2()]
+    det, seg = ([sorted(convs_of(net)[path].weight.shape for path in paths if path != 'conv2.conv')
+                 for paths in group_convs(convs_of(net), 'role').values()] for net in nets)
+    assert det == seg
 
 
 def test_stages_of_a_detector_and_other_modules():
