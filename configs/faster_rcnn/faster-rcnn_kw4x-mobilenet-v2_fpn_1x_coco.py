@@ -7,7 +7,7 @@ tools/benchmark.py measures how much.
 """
 _base_ = './faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
-conv = dict(type='KWConv2d', budget=4)
+conv = dict(type='KWConv2d', budget=4, sharing='role')
 model = dict(
     backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))
 custom_hooks = [
