@@ -15,6 +15,7 @@ import torch
 
 from mmkerneldna.deploy import deploy
 from mmkerneldna.engine import launch
+from mmkerneldna.engine.arguments import add_deploy_arguments
 from mmkerneldna.engine.user_errors import UsageError, one_line_errors
 from mmkerneldna.evaluation.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
 from mmkerneldna.evaluation.environment import describe, environment
@@ -38,10 +39,7 @@ def parse_args():
     parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
                         help='autocast (bf16 if no type is named)')
     parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--deploy', action='store_true', help='time the deployed model: children baked, norms folded')
-    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
-                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
-    parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
+    add_deploy_arguments(parser, 'time')
     parser.add_argument('--train-step', action='store_true', help='also time a whole training step')
     parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
     parser.add_argument('--warmup', type=int, default=5, help='rounds before them')

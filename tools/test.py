@@ -1,12 +1,10 @@
 """Test a detector or a segmenter: scores and what they cost."""
 import argparse
-import os
-
-from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna.engine import launch, predictions
+from mmkerneldna.engine.arguments import add_deploy_arguments, parse_run_arguments
 from mmkerneldna.engine.user_errors import one_line_errors
 
 
@@ -20,21 +18,8 @@ def parse_args():
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image of --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    parser.add_argument('--deploy', action='store_true',
-                        help='score and time the deployed model: children baked, norms folded')
-    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
-                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
-    parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
-    parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
-                        help='what to do about images that do not decode')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a file that holds more than weights; that can run code: only for files you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_deploy_arguments(parser, 'score and time')
+    return parse_run_arguments(parser)
 
 
 def prepare_config(args):

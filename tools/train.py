@@ -1,12 +1,10 @@
 """Train a detector or a segmenter from a config."""
 import argparse
-import os
-
-from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna.engine import launch, make_repeatable, preflight
+from mmkerneldna.engine.arguments import parse_run_arguments
 from mmkerneldna.engine.user_errors import one_line_errors
 from mmkerneldna.sharing.optimizer import check_paramwise
 
@@ -21,18 +19,9 @@ def parse_args():
                         help='go on from this checkpoint, or from the newest whole one in the work dir')
     parser.add_argument('--seed', type=int, help='seed of the run')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms (slower on a GPU)')
-    parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
-                        help='what to do about images that do not decode')
     parser.add_argument('--allow-partial-load', action='store_true',
                         help='load_from a checkpoint of another head or backbone as far as it fits')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read files that hold more than weights; that can run code: only for files you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_run_arguments(parser)
 
 
 def prepare_config(args):

@@ -10,17 +10,13 @@ from typing import Callable, Dict, List, Set
 
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
-from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..layers.plain_conv import is_plain_conv
 from .bake import slots
-
-#: Types that compute conv2d(x, weight, bias) with their own attributes. Others (weight standardisation, dynamic kernels)
-#: are subclasses of nn.Conv2d too, hence types and not isinstance.
-PLAIN_CONVS = (nn.Conv2d, MMCVConv2d, Conv2dAdaptivePadding)
 
 
 @dataclass
@@ -106,7 +102,7 @@ class _Watch(TorchDispatchMode):
         return next(filter(None, (self._conv_obstacle(conv, norm) for conv in self.feeders[norm])), '')
 
     def _conv_obstacle(self, conv: nn.Module, norm: nn.Module) -> str:
-        if type(conv) not in PLAIN_CONVS or conv._forward_pre_hooks:
+        if not (is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding) or conv._forward_pre_hooks:
             return f'follows a {type(conv).__name__}, which computes its own kernel'
         if self._reads[id(conv.weight)] != self._calls[conv]:
             return 'the kernel of its convolution is used elsewhere as well'

@@ -8,16 +8,12 @@ import fnmatch
 import re
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
 from .._registry import build_inner
-
-# Exactly these: a subclass with a forward of its own (deformable, child, dynamic) is more than its kernel.
-PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
-
+from .plain_conv import is_plain_conv
 
 class SwapError(ValueError):
     """A swap that can't be done; the module is as it was."""
@@ -174,7 +170,7 @@ def _not_plain(module: nn.Module, convs: Dict[str, nn.Module]) -> Dict[str, str]
     reasons = {}
     for path, conv in convs.items():
         others = [p for p in owners[id(conv.weight)] if p != path]
-        if type(conv) not in PLAIN_CONVS:
+        if not is_plain_conv(conv):
             reasons[path] = f'it is a {type(conv).__name__}, not a plain Conv2d'
         elif others:
             reasons[path] = f"its kernel is also that of {', '.join(others)}"

@@ -2,19 +2,10 @@
 import re
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
 from torch import nn
 
+from ..layers.plain_conv import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
-
-# Exactly these: a subclass with a forward of its own (deformable, weight-standardised, dynamic) has more than a kernel.
-PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
-
-
-def is_plain_conv(module: nn.Module) -> bool:
-    """Whether ``module`` is a convolution that is nothing but its kernel, and so may take part in sharing."""
-    return type(module) in PLAIN_CONVS
-
 
 def auto_plan(module: nn.Module,
               pattern: str = 'FS',

@@ -1,0 +1,28 @@
+"""Command-line flags that several tools share."""
+import argparse
+import os
+from typing import Optional, Sequence
+
+from mmengine.config import DictAction
+
+
+def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--deploy --compile --cuda-graph``; ``what`` completes the help of the first one."""
+    parser.add_argument('--deploy', action='store_true', help=f'{what} the deployed model: children baked, norms folded')
+    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
+                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
+    parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
+
+
+def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
+    parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
+                        help='what to do about images that do not decode')
+    parser.add_argument('--unsafe-checkpoint', action='store_true',
+                        help='read files that hold more than weights; that can run code: only for files you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
