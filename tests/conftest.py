@@ -1,13 +1,19 @@
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 import mmkerneldna  # noqa: F401  (registers everything)
 
 
+def _with_subclasses(cls):
+    return [cls] + [below for child in cls.__subclasses__() for below in _with_subclasses(child)]
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Each test starts from the same seed, and what it sets as default scope ends with it."""
+    """Each test starts from the same seed; its default scope and its visualizer, global in mmengine, end with it."""
     torch.manual_seed(0)
     yield
-    DefaultScope._instance_dict.clear()
+    for cls in (DefaultScope, *_with_subclasses(Visualizer)):
+        cls._instance_dict.clear()
