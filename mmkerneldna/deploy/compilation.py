@@ -44,7 +44,8 @@ def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool
 
 def _compiled(function: Callable, region: Region, mode: Union[bool, str], device: torch.device) -> Callable:
     if mode == 'onednn':
-        return SizeCache(function, trace_onednn, MAX_SIZES) if region.fixed else function
+        # Not the heads: their wide convs on large maps are faster in eager channels_last (see docs/performance.md).
+        return SizeCache(function, trace_onednn, MAX_SIZES) if region.features else function
     dynamic = mode == 'dynamic' or not region.fixed
     # Freezing lets inductor keep kernels in the layout oneDNN wants instead of reordering them at every call.
     options = dict(freezing=True) if device.type == 'cpu' else None

@@ -67,7 +67,7 @@ def deploy(model: nn.Module,
         model (nn.Module): a backbone or a whole mmdet / mmseg model.
         compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size;
             ``'onednn'``, for CPUs, traces the last few sizes into oneDNN programs (seconds instead of a minute). In whole
-            models backbone with neck and the heads are compiled, post-processing stays Python.
+            models backbone with neck and, but for ``'onednn'``, the heads are compiled; post-processing stays Python.
         cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
         dtype (torch.dtype, optional): of the copy; defaults to the model's. ``torch.bfloat16`` or ``torch.float16`` where
             the device has it.
