@@ -7,7 +7,7 @@ Part of `make demo`. Cost class: two minutes on two CPU cores.
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', '../_base_/datasets/shapes_detection.py',
           'mmdet::_base_/default_runtime.py']
 
-max_epochs = 8
+max_epochs = 5
 model = dict(
     backbone=dict(depth=18, frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=4),

@@ -7,7 +7,7 @@ Part of `make demo`. Cost class: two minutes on two CPU cores.
 _base_ = ['mmseg::_base_/models/upernet_r50.py', '../_base_/datasets/shapes_semantic.py',
           'mmseg::_base_/default_runtime.py']
 
-max_iters = 240
+max_iters = 180
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     pretrained=None,
