@@ -1,10 +1,10 @@
 """Freezing in a net whose kernels are shared: stages freeze, adapters don't, and a kernel follows its owner."""
-from typing import Dict, Iterator, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from torch import nn
 
 from ..layers import ChildConv2d
-from ..sharing import SharingPlan, SharingPlanError
+from ..sharing import SharingPlan, SharingPlanError, share_kernels
 
 
 def child_convs(module: nn.Module) -> Iterator[Tuple[str, ChildConv2d]]:
@@ -46,3 +46,31 @@ def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: boo
             for parameter in child.adapter_parameters():
                 parameter.requires_grad = True
             child.gate.train(module.training and not norm_eval)
+
+
+class SharedKernelBackbone:
+    """What an upstream backbone with ``layer1``, ``layer2``, ... needs to share kernels; goes before it in the bases."""
+
+    freeze_adapters = False
+
+    def _share(self, plan: Optional[SharingPlan], gate_cfg: Optional[dict], freeze_adapters: bool,
+               allow_frozen_parent: bool) -> None:
+        """Apply ``plan``, None for none, and freeze again what upstream's constructor froze before."""
+        self.freeze_adapters = freeze_adapters
+        if plan is not None:
+            if not allow_frozen_parent:
+                check_frozen_parents(plan, self._frozen_names())
+            share_kernels(self, plan, gate_cfg)
+        self._freeze_stages()
+
+    def _frozen_names(self) -> List[str]:
+        return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        thaw_adapters(self, self._frozen_names(), self.freeze_adapters, self.norm_eval)
+
+    def train(self, mode: bool = True):
+        """As upstream's, but returns the module, as ``nn.Module.train`` does."""
+        super().train(mode)
+        return self

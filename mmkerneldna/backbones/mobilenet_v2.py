@@ -7,13 +7,12 @@ from typing import Optional, Sequence
 from mmdet.models.backbones.mobilenet_v2 import MobileNetV2
 from mmengine.registry import MODELS
 
-from ..sharing import share_kernels
 from ..sharing.share import PlanLike, resolve_plan
-from .adapters import check_frozen_parents, thaw_adapters
+from .adapters import SharedKernelBackbone
 
 
 @MODELS.register_module()
-class KDNAMobileNetV2(MobileNetV2):
+class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
     """MobileNetV2 whose 32-, 64-, 96- and 160-channel stages share their 1x1 kernels.
 
     In those stages every block but the first and the last borrows the expand conv (gate reduction 4) and the project conv
@@ -56,13 +55,9 @@ class KDNAMobileNetV2(MobileNetV2):
         if 7 not in self.out_indices:
             del self.conv2
             self.layers.remove('conv2')
-        self.freeze_adapters = freeze_adapters
         if sharing is not None:
-            plan = resolve_plan(self, 'mobilenet_v2' if sharing == 'default' else sharing)
-            if not allow_frozen_parent:
-                check_frozen_parents(plan, self._frozen_names())
-            share_kernels(self, plan, gate_cfg)
-        self._freeze_stages()
+            sharing = resolve_plan(self, 'mobilenet_v2' if sharing == 'default' else sharing)
+        self._share(sharing, gate_cfg, freeze_adapters, allow_frozen_parent)
 
     @staticmethod
     def _seven(name: str, values: Sequence[int]) -> Sequence[int]:
@@ -75,16 +70,7 @@ class KDNAMobileNetV2(MobileNetV2):
             conv = getattr(self, f'layer{i + 1}')[0].depthwise_conv.conv
             conv.dilation, conv.padding = (dilation, dilation), (dilation, dilation)
 
-    def _frozen_names(self):
-        return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
-
     def _freeze_stages(self) -> None:
         if self.frozen_stages == 7 and 'conv2' not in self.layers:
             raise ValueError('frozen_stages=7 freezes conv2, which is not built without level 7 in out_indices')
         super()._freeze_stages()
-        thaw_adapters(self, self._frozen_names(), getattr(self, 'freeze_adapters', False), self.norm_eval)
-
-    def train(self, mode: bool = True):
-        """As upstream's, but returns the module, as ``nn.Module.train`` does."""
-        super().train(mode)
-        return self

@@ -7,14 +7,13 @@ from typing import Optional
 from mmengine.registry import MODELS
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 
-from ..sharing import share_kernels
 from ..sharing.paper_plans import get_plan
 from ..sharing.share import PlanLike, resolve_plan
-from .adapters import check_frozen_parents, thaw_adapters
+from .adapters import SharedKernelBackbone
 
 
 @MODELS.register_module()
-class KDNAResNet(ResNet):
+class KDNAResNet(SharedKernelBackbone, ResNet):
     """ResNet whose later stages share kernels.
 
     Takes every argument of mmdet's and of mmseg's ResNet (the defaults are mmdet's) and returns feature maps of the same
@@ -67,25 +66,9 @@ class KDNAResNet(ResNet):
             raise ValueError(f'KDNAResNet has no depth {depth}; it has {", ".join(map(str, self.arch_settings))}')
         super().__init__(depth, stem_channels=stem_channels or base_channels, base_channels=base_channels,
                          norm_eval=norm_eval, **kwargs)
-        self.freeze_adapters = freeze_adapters
         if sharing is not None:
-            plan = self._default_plan() if sharing == 'default' else resolve_plan(self, sharing)
-            if not allow_frozen_parent:
-                check_frozen_parents(plan, self._frozen_names())
-            share_kernels(self, plan, gate_cfg)
-        self._freeze_stages()
+            sharing = self._default_plan() if sharing == 'default' else resolve_plan(self, sharing)
+        self._share(sharing, gate_cfg, freeze_adapters, allow_frozen_parent)
 
     def _default_plan(self):
         return get_plan(f'resnet{self.depth}').within([f'layer{i + 1}' for i in range(self.num_stages)])
-
-    def _frozen_names(self):
-        return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
-
-    def _freeze_stages(self) -> None:
-        super()._freeze_stages()
-        thaw_adapters(self, self._frozen_names(), getattr(self, 'freeze_adapters', False), self.norm_eval)
-
-    def train(self, mode: bool = True):
-        """As upstream's, but returns the module, as ``nn.Module.train`` does."""
-        super().train(mode)
-        return self
