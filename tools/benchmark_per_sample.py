@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmkerneldna.layers.per_sample import PER_SAMPLE, mixture_conv2d, select_per_sample
+from mmkerneldna.layers.mixture import mixture_conv2d
+from mmkerneldna.layers.per_sample import PER_SAMPLE, select_per_sample
 
 # (in_channels, out_channels, kernel, stride, groups, side at a 224 input)
 SHAPES = [
@@ -76,7 +77,7 @@ def time_shape(shape, batch: int, args: argparse.Namespace):
              if (name != 'plain' or batch == 1) and (name != 'matmul' or kernel == 1)]
     calls = {name: make_call(case, geometry, name, args.backward) for name in names}
     with torch.set_grad_enabled(args.backward):
-        chosen = select_per_sample(case['x'], case['experts'], stride, kernel // 2, 1, groups)
+        chosen = select_per_sample(case['x'], case['experts'].shape[1:], stride, kernel // 2, 1, groups)
         return measure(calls, args.repeats, args.device != 'cpu'), chosen
 
 

@@ -7,9 +7,10 @@ from .expert_conv import ExpertConv2d
 from .fd_conv import FDConv2d
 from .input_gate import InputGate
 from .kernel_warehouse import KWConv2d
+from .mixture import mixture_conv2d
 from .moe_conv import MoEConv2d
 from .od_conv import ODConv2d
-from .per_sample import mixture_conv2d, per_sample_conv2d
+from .per_sample import per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
 from .se_conv import SEConv2d
 from .swap import SwapError, build_dynamic_convs, swap_convs

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .per_sample import mixture_conv2d
+from .mixture import mixture_conv2d
 
 
 def check_num_experts(num_experts: int) -> None:
@@ -101,7 +101,7 @@ class ExpertConv2d(nn.Conv2d):
 
     def convolve(self, x: Tensor, attention: Optional[Tensor], bias: Optional[Tensor],
                  scales: Sequence[Tensor] = ()) -> Tensor:
-        """Convolve with the mixed kernels, see :func:`.per_sample.mixture_conv2d`."""
+        """Convolve with the mixed kernels, see :func:`.mixture.mixture_conv2d`."""
         x, padding = pad_for_mode(self, x)
         return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, scales)
 

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .assembled import at_least_fp32, convolve_assembled, copy_geometry, in_format_of
-from .expert_conv import check_num_experts, hidden_channels
+from .drop_in import at_least_fp32, copy_geometry, in_format_of
+from .expert_conv import check_num_experts, hidden_channels, pad_for_mode
+from .per_sample import assembled_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
 
 #: Bands of the input: [1/4, 1/2], [1/8, 1/4], [1/16, 1/8] and [0, 1/16] of the sampling rate; the lowest is not modulated.
@@ -252,7 +253,8 @@ class FDConv2d(nn.Module):
             return kernels if spatial is None else kernels * spatial[part].view(-1, 1, 1, *self.kernel_size)
 
         # The channel factor goes to the input, which is the same: a kernel of g groups has only C_in/g input channels.
-        return convolve_assembled(self, x * channel[:, :, None, None], assemble)
+        x, padding = pad_for_mode(self, x * channel[:, :, None, None])
+        return assembled_conv2d(x, self.weight.shape, assemble, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '

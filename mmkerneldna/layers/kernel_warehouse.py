@@ -14,9 +14,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .assembled import at_least_fp32, convolve_assembled, copy_geometry
-from .expert_conv import hidden_channels
+from .drop_in import at_least_fp32, copy_geometry
+from .expert_conv import hidden_channels, pad_for_mode
 from .kernel_warehouse_plan import LayerCells, PerWarehouse, Shape, WarehousePlan, group_convs, plan_warehouse, value_for
+from .mixture import bank_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
 
 
@@ -40,22 +41,20 @@ def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float
     return (1 - temperature) * attention + temperature * beta
 
 
-def assemble_kernels(attention: Tensor, cells: Tensor, splits: Tuple[int, int, int, int]) -> Tensor:
-    """Mix cells and put the mixtures in their places.
+def place_mixtures(mixed: Tensor, cell_shape: Tuple[int, int], splits: Tuple[int, int, int, int]) -> Tensor:
+    """Put mixtures of cells in their places in the kernels.
 
     Args:
-        attention: (N, m, n), m in the order of ``splits``.
-        cells: (n, c_out, c_in).
+        mixed: (N * m, c_out * c_in), the m of a sample in the order of ``splits``.
+        cell_shape: (c_out, c_in).
         splits: numbers of mixtures along (k, k, C_out, C_in/g).
 
     Returns:
         (N, C_out, C_in/g, k, k).
     """
-    height, width, outs, ins = splits
-    c_out, c_in = cells.shape[1:3]
-    mixed = torch.mm(attention.flatten(0, 1).to(cells.dtype), cells.flatten(1))
-    mixed = mixed.view(len(attention), height, width, outs, ins, c_out, c_in)
-    return mixed.permute(0, 3, 5, 4, 6, 1, 2).reshape(len(attention), outs * c_out, ins * c_in, height, width)
+    (height, width, outs, ins), (c_out, c_in) = splits, cell_shape
+    mixed = mixed.view(-1, height, width, outs, ins, c_out, c_in)
+    return mixed.permute(0, 3, 5, 4, 6, 1, 2).reshape(len(mixed), outs * c_out, ins * c_in, height, width)
 
 
 class CellAttention(nn.Module):
@@ -281,14 +280,13 @@ class KWConv2d(nn.Module):
         pieces = pieces.permute(4, 5, 0, 2, 1, 3).reshape(-1, c_out, c_in)
         self.cells[self.attention.assignment] = pieces.to(self.cells)
 
-    def assemble(self, attention: Tensor) -> Tensor:
-        """(N, m, n) -> kernels (N, C_out, C_in/g, k, k)."""
-        return assemble_kernels(attention, self.cells, self.place.splits)
-
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         attention = self.attention(x, self.temperature)
-        return convolve_assembled(self, x, lambda part: self.assemble(attention[part]))
+        x, padding = pad_for_mode(self, x)
+        cell_shape, splits = self.cells.shape[1:], self.place.splits
+        return bank_conv2d(x, attention, self.cells.flatten(1), lambda mixed: place_mixtures(mixed, cell_shape, splits),
+                           self.kernel_shape, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .assembled import at_least_fp32, in_format_of
+from .drop_in import at_least_fp32, in_format_of
 from .expert_conv import ExpertConv2d, pad_for_mode
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,

@@ -1,16 +1,10 @@
 """Convolutions whose kernel differs from sample to sample: the one place where every dynamic layer computes them.
 
-Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts, H W input size.
+Letters: N batch, C_in / C_out channels, g groups, k kernel side, H W input size.
 
-Two functions are meant for the layers:
-
-``per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)``
-    every sample has its own kernel, ``weight`` (N, C_out, C_in/g, k, k);
-``mixture_conv2d(x, attention, experts, bias=None, stride=1, padding=0, dilation=1, groups=1, scales=())``
-    the kernel of a sample is a mixture of n static ones, ``attention`` (N, n), ``experts`` (n, C_out, C_in/g, k, k).
-
-Both give the same numbers whichever way they are computed, and pick the way (``select_per_sample``) that
-``tools/benchmark_per_sample.py`` found to be the fastest:
+``per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)`` takes one kernel per sample; layers that
+mix theirs from a bank go through :mod:`.mixture`. Every way of computing gives the same numbers; ``select_per_sample`` picks
+the one that ``tools/benchmark_per_sample.py`` found to be the fastest:
 
 ============  ====================================================================  =======================
 strategy      what it does                                                          exact for
@@ -20,13 +14,13 @@ strategy      what it does                                                      
 ``grouped``   folds the batch into the groups of one conv2d                         everything
 ``chunks``    folds as many samples at a time as stay near the cache                everything
 ``matmul``    a batched matrix product                                              1x1 kernels, no padding
-``outputs``   convolves with all n experts and mixes the outputs                    mixtures without scales
 ============  ====================================================================  =======================
 
 All of them follow autocast (the kernel is cast with the input), return the memory format they were given, and take an
 empty batch, which a RoI head may send.
 """
-from typing import Callable, Optional, Sequence, Union
+import math
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -70,128 +64,116 @@ def per_sample_conv2d(x: Tensor,
     if weight.dim() != 5 or weight.shape[0] != x.shape[0]:
         raise ValueError(f'per_sample_conv2d needs one kernel per sample: x has a batch of {x.shape[0]}, '
                          f'weight has the shape {tuple(weight.shape)}, expected ({x.shape[0]}, C_out, C_in/g, k, k)')
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    if strategy is None:
-        strategy = select_per_sample(x, weight, **geometry)
-    return _add_bias(_compute(strategy, x, weight, weight.__getitem__, geometry), bias)
+    return assembled_conv2d(x, weight.shape[1:], weight.__getitem__, bias, stride, padding, dilation, groups, strategy)
 
 
-def mixture_conv2d(x: Tensor,
-                   attention: Optional[Tensor],
-                   experts: Tensor,
-                   bias: Optional[Tensor] = None,
-                   stride: Pair = 1,
-                   padding: PaddingLike = 0,
-                   dilation: Pair = 1,
-                   groups: int = 1,
-                   scales: Sequence[Tensor] = (),
-                   strategy: Optional[str] = None) -> Tensor:
-    """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``, times each of ``scales[...][i]``.
+def assembled_conv2d(x: Tensor,
+                     kernel_shape: Sequence[int],
+                     assemble: Callable[[slice], Tensor],
+                     bias: Optional[Tensor] = None,
+                     stride: Pair = 1,
+                     padding: PaddingLike = 0,
+                     dilation: Pair = 1,
+                     groups: int = 1,
+                     strategy: Optional[str] = None) -> Tensor:
+    """Convolve each sample with the kernel that ``assemble`` makes for it.
+
+    Without gradients the kernels of a part of the batch are made when it is their turn: together they are fresh memory
+    (300 MB at 512 channels and batch 32), and making them all first took twice the time.
 
     Args:
         x: (N, C_in, H, W).
-        attention: (N, n) mixing weights; they need not sum to one. None for a single expert of weight one.
-        experts: (n, C_out, C_in/groups, k, k).
-        bias: None, (C_out,) or (N, C_out); not mixed here.
-        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
-        scales: factors of the mixed kernels, each of five axes that broadcast to (N, C_out, C_in/groups, k, k).
-        strategy: ``'outputs'`` or one of ``PER_SAMPLE``; None lets ``select_per_sample`` choose.
+        kernel_shape: (C_out, C_in/groups, k, k).
+        assemble: from a slice of the batch to its kernels, (n, *kernel_shape).
+        bias, stride, padding, dilation, groups, strategy: as in :func:`per_sample_conv2d`.
 
     Returns:
         (N, C_out, H', W').
-
-    Raises:
-        ValueError: the shapes do not fit, or the strategy is unknown or cannot do this case.
     """
-    _check_mixture(x, attention, experts, scales)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    if attention is None and not scales:
-        return _add_bias(F.conv2d(x, experts[0], **geometry), bias)
-    if strategy is None:
-        strategy = select_per_sample(x, experts, **geometry)
-    if strategy == 'outputs':
-        return _add_bias(_mix_outputs(x, attention, experts, scales, geometry), bias)
-
-    def kernels(part: slice) -> Tensor:
-        return mix_kernels(None if attention is None else attention[part], experts, [scale[part] for scale in scales])
-
+    strategy = check_strategy(strategy, x, kernel_shape, **geometry)
+    if not len(x):  # still needs a kernel, for the shape of what comes out and a gradient of zeros
+        return add_bias(F.conv2d(x, assemble(slice(None)).sum(0), **geometry), bias)
+    step = part_size(strategy, x, kernel_shape, stride)
     if torch.is_grad_enabled():
-        # One big product has one big gradient; by parts, each part would have one of the size of all experts.
-        kernels = kernels(slice(None)).__getitem__
-    # Otherwise the kernels of a part are mixed when it is their turn: at 512 channels and batch 32 that halves the
-    # time, for together they are 300 MB of fresh memory.
-    return _add_bias(_compute(strategy, x, experts, kernels, geometry), bias)
+        # Split, not sliced: the gradient of each slice would be a tensor of the size of the whole.
+        parts = zip(x.split(step), assemble(slice(None)).split(step))
+    else:
+        parts = ((x[i:i + step], assemble(slice(i, i + step))) for i in range(0, len(x), step))
+    return add_bias(join([convolve_part(strategy, *part, **geometry) for part in parts]), bias)
 
 
-def mix_kernels(attention: Optional[Tensor], experts: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
-    """Mix n kernels per sample: (N, n), (n, C_out, C_in/g, k, k), scales -> (N, C_out, C_in/g, k, k).
-
-    One matrix product. The broadcast form ``(attention * experts).sum(1)`` writes N * n kernels first: 1.2 GB for one
-    512-channel layer with 4 experts at batch 32.
-    """
-    kernels = experts if attention is None else _mix(attention.to(experts.dtype), experts)
-    fresh = attention is not None and not torch.is_grad_enabled()
-    for scale in scales:
-        scale = scale.to(kernels.dtype)
-        kernels = kernels.mul_(scale) if fresh else kernels * scale
-        fresh = not torch.is_grad_enabled()
-    return kernels
-
-
-def select_per_sample(x: Tensor, weight: Tensor, stride: Pair = 1, padding: PaddingLike = 0, dilation: Pair = 1,
-                      groups: int = 1) -> str:
-    """Name the strategy for kernels of the shape ``weight[0]`` that differ from sample to sample.
-
-    No rule picks ``outputs``: of all shapes measured it won only at 512 channels on 7x7 maps, by a fifth, and it holds
-    n times the activations.
-    """
+def select_per_sample(x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, padding: PaddingLike = 0,
+                      dilation: Pair = 1, groups: int = 1) -> str:
+    """Name the strategy for kernels of ``kernel_shape``, (C_out, C_in/g, k, k), that differ from sample to sample."""
     if x.shape[0] <= 1:
         return 'plain'
     if x.is_cuda:
         # Not measured on a GPU: one launch for the batch instead of N; a batched product where the kernel is a matrix,
         # because cuDNN's grouped kernels are written for depthwise and ResNeXt shapes, not for wide 1x1 groups.
-        return 'matmul' if _is_pointwise(weight, padding) and groups == 1 else 'grouped'
+        return 'matmul' if _is_pointwise(kernel_shape, padding) and groups == 1 else 'grouped'
     # a folded batch has to leave channels_last and come back
     return 'loop' if _is_channels_last(x) else 'chunks'
 
 
-def _compute(strategy: str, x: Tensor, like: Tensor, kernels: Callable[[slice], Tensor], geometry: dict) -> Tensor:
-    """Convolve part by part; ``kernels`` gives those of a part, ``like`` has their shape from axis 1 on."""
-    batch = x.shape[0]
-    if strategy == 'matmul':
-        return _matmul(x, kernels(slice(None)), **geometry)
-    if strategy == 'plain' and batch > 1:
-        raise ValueError(f"strategy 'plain' is for a batch of one, got {batch}; use 'loop' or 'grouped'")
+def check_strategy(strategy: Optional[str], x: Tensor, kernel_shape: Sequence[int], stride: Pair, padding: PaddingLike,
+                   dilation: Pair, groups: int) -> str:
+    """``strategy``, or the selected one for None; ValueError where it is unknown or cannot do this case."""
+    if strategy is None:
+        return select_per_sample(x, kernel_shape, stride, padding, dilation, groups)
     if strategy not in PER_SAMPLE:
         raise ValueError(f'unknown strategy {strategy!r}; expected one of {PER_SAMPLE}')
-    if batch == 0:  # still needs a kernel, for the shape of what comes out
-        return F.conv2d(x, kernels(slice(None)).sum(0), **geometry)
-    step = dict(plain=1, loop=1, grouped=batch).get(strategy) or _chunk(x, like, geometry['stride'])
-    parts = [_folded(x[i:i + step], kernels(slice(i, i + step)), **geometry) for i in range(0, batch, step)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if strategy == 'plain' and len(x) > 1:
+        raise ValueError(f"strategy 'plain' is for a batch of one, got {len(x)}; use 'loop' or 'grouped'")
+    if strategy == 'matmul' and not _is_pointwise(kernel_shape, padding):
+        raise ValueError(f"strategy 'matmul' is for 1x1 kernels without padding, got a kernel of "
+                         f"{tuple(kernel_shape[-2:])} with padding {padding}; use 'loop' or 'grouped'")
+    return strategy
 
 
-def _chunk(x: Tensor, like: Tensor, stride: Pair) -> int:
-    (step_h, step_w), out_channels = _pair(stride), like.shape[1]
+def part_size(strategy: str, x: Tensor, kernel_shape: Sequence[int], stride: Pair) -> int:
+    """Samples that are convolved in one call."""
+    batch = len(x)
+    if strategy != 'chunks':
+        return 1 if strategy in ('plain', 'loop') else batch
+    (step_h, step_w), out_channels = pair(stride), kernel_shape[0]
     outputs = out_channels * x.shape[2] * x.shape[3] // (step_h * step_w)
-    chunk = max(1, CHUNK_ELEMENTS // max(x[0].numel(), like[0].numel(), outputs))
-    return -(-x.shape[0] // -(-x.shape[0] // chunk))  # equal parts
+    chunk = max(1, CHUNK_ELEMENTS // max(x[0].numel(), math.prod(kernel_shape), outputs))
+    return -(-batch // -(-batch // chunk))  # equal parts
 
 
-def _folded(x, weight, groups, **geometry):
+def convolve_part(strategy: str, x: Tensor, weight: Tensor, stride: Pair, padding: PaddingLike, dilation: Pair,
+                  groups: int) -> Tensor:
+    """All samples of a part at once: (n, C_in, H, W), (n, C_out, C_in/g, k, k) -> (n, C_out, H', W')."""
     batch, channels, height, width = x.shape
+    if strategy == 'matmul':
+        return _matmul(x, weight, stride, groups)
     if batch == 1:
-        return F.conv2d(x, weight[0], groups=groups, **geometry)
-    y = F.conv2d(x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), groups=batch * groups, **geometry)
+        return F.conv2d(x, weight.squeeze(0), None, stride, padding, dilation, groups)
+    y = F.conv2d(x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), None, stride, padding, dilation,
+                 batch * groups)
     y = y.view(batch, -1, *y.shape[-2:])
     return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
 
 
-def _matmul(x, weight, stride, padding, dilation, groups):
-    if not _is_pointwise(weight, padding):
-        raise ValueError(f"strategy 'matmul' is for 1x1 kernels without padding, got a kernel of "
-                         f"{tuple(weight.shape[-2:])} with padding {padding}; use 'loop' or 'grouped'")
-    step_h, step_w = _pair(stride)
+def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
+                   groups: int, need_x: bool, need_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Gradients of :func:`convolve_part` by x and weight; None for the one that is not needed. Padding is a number here."""
+    batch, channels, height, width = x.shape
+    if strategy == 'matmul':
+        return _matmul_gradients(grad, x, weight, stride, groups, need_x, need_weight)
+    if batch > 1:
+        grad, x_folded = grad.flatten(0, 1).unsqueeze(0), x.reshape(1, batch * channels, height, width)
+    else:
+        x_folded = x
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x_folded, weight.flatten(0, 1), None, pair(stride), pair(padding), pair(dilation), False, [0, 0],
+        batch * groups, [need_x, need_weight, False])
+    return None if grad_x is None else grad_x.view_as(x), None if grad_weight is None else grad_weight.view(weight.shape)
+
+
+def _matmul(x, weight, stride, groups):
+    step_h, step_w = pair(stride)
     channels_last = _is_channels_last(x) and groups == 1
     x = x[:, :, ::step_h, ::step_w]
     batch, channels, height, width = x.shape
@@ -204,48 +186,42 @@ def _matmul(x, weight, stride, padding, dilation, groups):
     return y.view(batch, -1, height, width)
 
 
-def _mix_outputs(x, attention, experts, scales, geometry):
-    if scales or attention is None:
-        raise ValueError("strategy 'outputs' mixes outputs of static kernels: it needs an attention and no scales")
-    parts = (F.conv2d(x, kernel, **geometry) for kernel in experts)
-    return sum(part * weight.to(part.dtype)[:, None, None, None] for part, weight in zip(parts, attention.t()))
+def _matmul_gradients(grad, x, weight, stride, groups, need_x, need_weight):
+    step_h, step_w = pair(stride)
+    rows = grad.reshape(len(x) * groups, -1, grad.shape[2] * grad.shape[3])
+    grad_x = grad_weight = None
+    if need_x:
+        seen = torch.bmm(weight.reshape(len(rows), rows.shape[1], -1).transpose(1, 2), rows)
+        seen = seen.view(*x.shape[:2], *grad.shape[2:])
+        grad_x = seen if (step_h, step_w) == (1, 1) else torch.zeros_like(x)
+        if grad_x is not seen:
+            grad_x[:, :, ::step_h, ::step_w] = seen
+    if need_weight:
+        pixels = x[:, :, ::step_h, ::step_w].reshape(len(rows), -1, rows.shape[2])
+        grad_weight = torch.bmm(rows, pixels.transpose(1, 2)).view(weight.shape)
+    return grad_x, grad_weight
 
 
-def _mix(attention, experts):
-    last = experts.permute(0, 1, 3, 4, 2)
-    if last.is_contiguous() and not experts.is_contiguous():  # channels_last: mixed as they lie in memory
-        return torch.mm(attention, last.flatten(1)).unflatten(1, last.shape[1:]).permute(0, 1, 4, 2, 3)
-    return torch.mm(attention, experts.flatten(1)).unflatten(1, experts.shape[1:])
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """The parts of a batch as one; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _check_mixture(x, attention, experts, scales):
-    wanted = (x.shape[0], experts.shape[0])
-    if attention is None and experts.shape[0] != 1:
-        raise ValueError(f'mixture_conv2d needs an attention for {experts.shape[0]} experts, got None')
-    if attention is not None and tuple(attention.shape) != wanted:
-        raise ValueError(f'mixture_conv2d needs an attention of shape {wanted} (batch, experts), '
-                         f'got {tuple(attention.shape)}')
-    full = (x.shape[0], *experts.shape[1:])
-    for scale in scales:
-        if scale.dim() != 5 or any(size not in (1, whole) for size, whole in zip(scale.shape[1:], full[1:])) \
-                or scale.shape[0] != full[0]:
-            raise ValueError(f'mixture_conv2d needs scales that broadcast to the kernels {full} and have the batch '
-                             f'{full[0]}, got {tuple(scale.shape)}')
-
-
-def _add_bias(y, bias):
+def add_bias(y: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """``bias``: None, (C_out,) or (N, C_out)."""
     if bias is None:
         return y
     return y + bias.to(y.dtype).view(-1, y.shape[1], 1, 1)
 
 
-def _is_pointwise(weight, padding):
-    return tuple(weight.shape[-2:]) == (1, 1) and padding in (0, (0, 0), [0, 0], 'valid', 'same')
+def pair(value: Pair) -> Tuple[int, int]:
+    """A number for both axes, or one for each."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _is_pointwise(kernel_shape, padding):
+    return tuple(kernel_shape[-2:]) == (1, 1) and padding in (0, (0, 0), [0, 0], 'valid', 'same')
 
 
 def _is_channels_last(x):
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)

@@ -180,8 +180,8 @@ def test_every_cell_is_drawn_also_after_the_init_of_mmengine(again):
 
 def test_chunks_of_a_batch_give_the_batch(monkeypatch):
     layer, x = KWConv2d(4, 6, 3).eval(), torch.randn(5, 4, 7, 7)
-    expected = layer(x)  # with a graph: at once
-    monkeypatch.setattr('mmkerneldna.layers.assembled.CHUNK_ELEMENTS', 2 * math.prod(layer.kernel_shape))
+    expected = layer(x)
+    monkeypatch.setattr('mmkerneldna.layers.per_sample.CHUNK_ELEMENTS', 2 * math.prod(layer.kernel_shape))
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected)
 

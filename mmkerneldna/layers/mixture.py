@@ -1,0 +1,248 @@
+"""Convolutions whose kernels are mixed, per sample, from a bank of static pieces that all samples share.
+
+Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts or cells, H W input size.
+
+``mixture_conv2d`` mixes whole kernels (CondConv, DyConv, ODConv); ``bank_conv2d`` is its core, which KernelWarehouse also
+uses to put mixtures of cells in their places. The kernels of a batch are never together in memory, neither in the forward
+nor in the backward pass: each part of the batch (:func:`.per_sample.part_size`) has its kernels mixed when it is convolved,
+and mixed again when its gradients are. Kept, they would be N / n times the parameters of the layer: 300 MB for one layer of
+512 channels at a batch of 32.
+"""
+from typing import Callable, List, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .gated_conv import can_recompute
+from .per_sample import (Pair, PaddingLike, add_bias, assembled_conv2d, check_strategy, convolve_part, join, part_gradients,
+                         part_size)
+
+
+def mixture_conv2d(x: Tensor,
+                   attention: Optional[Tensor],
+                   experts: Tensor,
+                   bias: Optional[Tensor] = None,
+                   stride: Pair = 1,
+                   padding: PaddingLike = 0,
+                   dilation: Pair = 1,
+                   groups: int = 1,
+                   scales: Sequence[Tensor] = (),
+                   strategy: Optional[str] = None) -> Tensor:
+    """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``, times each of ``scales[...][i]``.
+
+    Can be differentiated once.
+
+    Args:
+        x: (N, C_in, H, W).
+        attention: (N, n) mixing weights; they need not sum to one. None for a single expert of weight one.
+        experts: (n, C_out, C_in/groups, k, k).
+        bias: None, (C_out,) or (N, C_out); not mixed here.
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        scales: factors of the mixed kernels, each of five axes that broadcast to (N, C_out, C_in/groups, k, k).
+        strategy: one of ``PER_SAMPLE``; ``'outputs'``, which convolves with all n experts and mixes the outputs (no
+            scales); None lets ``select_mixture`` choose.
+
+    Returns:
+        (N, C_out, H', W').
+
+    Raises:
+        ValueError: the shapes do not fit, or the strategy is unknown or cannot do this case.
+    """
+    _check_mixture(x, attention, experts, scales)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if attention is None and not scales:
+        return add_bias(F.conv2d(x, experts[0], **geometry), bias)
+    strategy = strategy or select_mixture(x, experts, scales)
+    if strategy == 'outputs':
+        return add_bias(_mix_outputs(x, attention, experts, scales, geometry), bias)
+    last = experts.permute(0, 1, 3, 4, 2)
+    if last.is_contiguous() and not experts.is_contiguous():  # channels_last: mixed as they lie in memory
+
+        def place(mixed: Tensor, *factors: Tensor) -> Tensor:
+            return _scaled(mixed.unflatten(1, last.shape[1:]).permute(0, 1, 4, 2, 3), factors, attention is not None)
+
+        bank = last.flatten(1)
+    else:
+
+        def place(mixed: Tensor, *factors: Tensor) -> Tensor:
+            return _scaled(mixed.unflatten(1, experts.shape[1:]), factors, attention is not None)
+
+        bank = experts.flatten(1)
+    return bank_conv2d(x, attention, bank, place, experts.shape[1:], bias, **geometry, factors=scales, strategy=strategy)
+
+
+def bank_conv2d(x: Tensor,
+                attention: Optional[Tensor],
+                bank: Tensor,
+                place: Callable[..., Tensor],
+                kernel_shape: Sequence[int],
+                bias: Optional[Tensor] = None,
+                stride: Pair = 1,
+                padding: PaddingLike = 0,
+                dilation: Pair = 1,
+                groups: int = 1,
+                factors: Sequence[Tensor] = (),
+                strategy: Optional[str] = None) -> Tensor:
+    """Convolve each sample with the kernel that ``place`` makes of its mixtures of the pieces of a bank.
+
+    Follows autocast. Can be differentiated once.
+
+    Args:
+        x: (N, C_in, H, W).
+        attention: (N, n), or (N, m, n) for m mixtures per sample. None for a bank of one piece, taken as it is.
+        bank: (n, L), n pieces of L elements.
+        place: from the mixtures of some samples, (samples * m, L), and their share of ``factors`` to their kernels,
+            (samples, *kernel_shape). Without gradients it may overwrite the mixtures, if there is an attention.
+        kernel_shape: (C_out, C_in/groups, k, k).
+        bias: None, (C_out,) or (N, C_out).
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        factors: further tensors that ``place`` needs, the batch first.
+        strategy: one of ``PER_SAMPLE``; None lets ``select_per_sample`` choose.
+
+    Returns:
+        (N, C_out, H', W').
+    """
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if not len(x) or not can_recompute(x, padding):
+        return assembled_conv2d(x, kernel_shape, lambda part: place(_mix(attention, bank, part), *_of(factors, part)), bias,
+                                **geometry, strategy=strategy)
+    strategy = check_strategy(strategy, x, kernel_shape, **geometry)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return add_bias(_BankConv2d.apply(x, attention, bank, place, kernel_shape, geometry, strategy, dtype, *factors), bias)
+
+
+def select_mixture(x: Tensor, experts: Tensor, scales: Sequence[Tensor]) -> Optional[str]:
+    """``'outputs'`` or, for one of ``PER_SAMPLE``, None.
+
+    No rule picks ``outputs``: of all shapes measured it won only at 512 channels on 7x7 maps, by a fifth, and it holds
+    n times the activations.
+    """
+    return None
+
+
+class _BankConv2d(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, attention, bank, place, kernel_shape, geometry, strategy, dtype, *factors):
+        ctx.save_for_backward(x, attention, bank, *factors)
+        ctx.place, ctx.geometry, ctx.strategy, ctx.dtype = place, geometry, strategy, dtype
+        ctx.step = part_size(strategy, x, kernel_shape, geometry['stride'])
+        x, bank = _cast(x, dtype), _cast(bank, dtype)
+        return join([
+            convolve_part(strategy, x[part], _cast(place(_mix(attention, bank, part), *_of(factors, part)), dtype), **geometry)
+            for part in _parts(len(x), ctx.step)
+        ])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, attention, bank, *factors = ctx.saved_tensors
+        need_x, need_attention, need_bank = ctx.needs_input_grad[:3]
+        need_factors = ctx.needs_input_grad[8:]
+        x_cast, bank_cast = _cast(x, ctx.dtype), _cast(bank, ctx.dtype)
+        grads = _Gradients(x if need_x else None, attention if need_attention else None, bank if need_bank else None,
+                           [factor if need else None for factor, need in zip(factors, need_factors)])
+        for part in _parts(len(x), ctx.step):
+            leaves = [t.detach().requires_grad_() for t in (_mix(attention, bank_cast, part), *_of(factors, part))]
+            with torch.enable_grad():
+                kernels = _cast(ctx.place(*leaves), ctx.dtype)
+            grad_x, grad_kernels = part_gradients(
+                ctx.strategy, grad[part], x_cast[part], kernels.detach(), **ctx.geometry, need_x=need_x,
+                need_weight=need_attention or need_bank or any(need_factors))
+            grads.put_x(part, grad_x)
+            if grad_kernels is not None:
+                grad_mixed, *grad_factors = torch.autograd.grad(kernels, leaves, grad_kernels)
+                grads.put_kernels(part, grad_mixed, grad_factors, attention, bank_cast)
+        return grads.x, grads.attention, grads.bank, *[None] * 5, *grads.factors
+
+
+class _Gradients:
+    """Gradients of a batch, filled part by part; what is not needed is given as None."""
+
+    def __init__(self, x: Optional[Tensor], attention: Optional[Tensor], bank: Optional[Tensor],
+                 factors: List[Optional[Tensor]]) -> None:
+        self.x, self.attention, *self.factors = (None if t is None else torch.empty_like(t) for t in (x, attention, *factors))
+        self.bank = None if bank is None else torch.zeros_like(bank)
+
+    def put_x(self, part: slice, grad: Optional[Tensor]) -> None:
+        if self.x is not None:
+            self.x[part] = grad
+
+    def put_kernels(self, part: slice, grad_mixed: Tensor, grad_factors: List[Tensor], attention: Optional[Tensor],
+                    bank: Tensor) -> None:
+        for whole, grad in zip(self.factors, grad_factors):
+            if whole is not None:
+                whole[part] = grad
+        if attention is None:
+            if self.bank is not None:
+                self.bank += grad_mixed
+            return
+        rows = attention[part].reshape(-1, attention.shape[-1]).to(grad_mixed.dtype)
+        if self.attention is not None:
+            self.attention[part] = torch.mm(grad_mixed, bank.t()).view(-1, *attention.shape[1:])
+        if self.bank is None:
+            return
+        if grad_mixed.dtype == self.bank.dtype:
+            self.bank.addmm_(rows.t(), grad_mixed)  # in place: a sum of its own for each part would be fresh memory
+        else:
+            self.bank += torch.mm(rows.t(), grad_mixed)
+
+
+def _mix(attention: Optional[Tensor], bank: Tensor, part: slice) -> Tensor:
+    """Mixtures of a part of the batch, (samples * m, L). One matrix product.
+
+    The broadcast form ``(attention * experts).sum(1)`` writes N * n kernels first: 1.2 GB for one 512-channel layer with 4
+    experts at batch 32.
+    """
+    if attention is None:
+        return bank
+    return torch.mm(attention[part].reshape(-1, attention.shape[-1]).to(bank.dtype), bank)
+
+
+def _scaled(kernels: Tensor, factors: Sequence[Tensor], fresh: bool) -> Tensor:
+    """The product; without gradients, in place if ``kernels`` is ours alone (``fresh``)."""
+    for factor in factors:
+        factor = factor.to(kernels.dtype)
+        if factor.shape[2] == 1 and kernels.is_contiguous():
+            # repeated for C_in a row lies as the kernel does: a product with (N, 1, 1, 3, 3) runs over 3 numbers at a time
+            factor = factor.expand(-1, -1, kernels.shape[2], -1, -1).contiguous()
+        kernels = kernels.mul_(factor) if fresh and not torch.is_grad_enabled() else kernels * factor
+        fresh = True
+    return kernels
+
+
+def _parts(batch: int, step: int) -> List[slice]:
+    return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
+
+
+def _of(factors: Sequence[Tensor], part: slice) -> List[Tensor]:
+    return [factor[part] for factor in factors]
+
+
+def _cast(tensor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def _mix_outputs(x, attention, experts, scales, geometry):
+    if scales or attention is None:
+        raise ValueError("strategy 'outputs' mixes outputs of static kernels: it needs an attention and no scales")
+    parts = (F.conv2d(x, kernel, **geometry) for kernel in experts)
+    return sum(part * weight.to(part.dtype)[:, None, None, None] for part, weight in zip(parts, attention.t()))
+
+
+def _check_mixture(x, attention, experts, scales):
+    wanted = (x.shape[0], experts.shape[0])
+    if attention is None and experts.shape[0] != 1:
+        raise ValueError(f'mixture_conv2d needs an attention for {experts.shape[0]} experts, got None')
+    if attention is not None and tuple(attention.shape) != wanted:
+        raise ValueError(f'mixture_conv2d needs an attention of shape {wanted} (batch, experts), '
+                         f'got {tuple(attention.shape)}')
+    full = (x.shape[0], *experts.shape[1:])
+    for scale in scales:
+        if scale.dim() != 5 or any(size not in (1, whole) for size, whole in zip(scale.shape[1:], full[1:])) \
+                or scale.shape[0] != full[0]:
+            raise ValueError(f'mixture_conv2d needs scales that broadcast to the kernels {full} and have the batch '
+                             f'{full[0]}, got {tuple(scale.shape)}')
