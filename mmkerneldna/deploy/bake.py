@@ -31,9 +31,9 @@ class FoldedGate(nn.Module):
     def __init__(self, gate: InputGate, triton: bool = False) -> None:
         super().__init__()
         bias = gate.fc1.bias if gate.fc1.bias is not None else gate.fc1.weight.new_zeros(gate.fc1.out_channels)
-        self.weight1 = nn.Parameter(gate.fc1.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.weight1 = _transposed_in_memory(gate.fc1.weight)
         self.bias1 = nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self.weight2 = nn.Parameter(gate.fc2.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.weight2 = _transposed_in_memory(gate.fc2.weight)
         self.bias2 = nn.Parameter(gate.fc2.bias.detach().clone(), requires_grad=False)
         self.triton = triton
 
@@ -127,6 +127,11 @@ def guard_mmcv_ops(module: nn.Module) -> None:
 
 def _contiguous_arguments(module: nn.Module, args: tuple) -> tuple:
     return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+
+
+def _transposed_in_memory(kernel: Tensor) -> nn.Parameter:
+    """A 1x1 kernel as a matrix whose columns are contiguous: on a CPU the faster one to multiply a single row with."""
+    return nn.Parameter(kernel.detach().flatten(1).t().contiguous().t(), requires_grad=False)
 
 
 def _plain(child: ChildConv2d) -> nn.Conv2d:

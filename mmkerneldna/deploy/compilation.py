@@ -1,5 +1,4 @@
 """Compile a deployed model where a compiler is at hand, in half precision where asked, with CUDA graphs where they help."""
-import warnings
 from functools import partial
 from typing import Callable, Union
 
@@ -10,13 +9,10 @@ from torch import nn
 from .cuda_graphs import graphed
 from .probe import device_of
 from .regions import Region, guarded, regions
-from .size_cache import Captured, SizeCache
 
-#: sizes kept by default, of CUDA graphs and of traced programs
+#: sizes kept by default
 MAX_SIZES = 8
-#: calls after which torch.jit has settled on a program
-PROFILING_RUNS = 3
-COMPILE_MODES = (False, True, 'dynamic', 'onednn')
+COMPILE_MODES = (False, True, 'dynamic')
 
 
 def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool, int]) -> nn.Module:
@@ -43,9 +39,6 @@ def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool
 
 
 def _compiled(function: Callable, region: Region, mode: Union[bool, str], device: torch.device) -> Callable:
-    if mode == 'onednn':
-        # Not the heads: their wide convs on large maps are faster in eager channels_last (see docs/performance.md).
-        return SizeCache(function, trace_onednn, MAX_SIZES) if region.features else function
     dynamic = mode == 'dynamic' or not region.fixed
     # Freezing lets inductor keep kernels in the layout oneDNN wants instead of reordering them at every call.
     options = dict(freezing=True) if device.type == 'cpu' else None
@@ -75,29 +68,3 @@ class WithFallback:
         if not WithFallback.said:
             print_log(f'torch.compile failed, running without it: {reason}', logger='current', level=30)
         WithFallback.said = True
-
-
-def trace_onednn(plain: Callable, args: tuple) -> Captured:
-    """A traced program with oneDNN's convolutions: kernels laid out once, bias, ReLU and residual sum fused into them.
-
-    Traced at one input size, like a CUDA graph, since sizes may have become constants.
-    """
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # TracerWarnings on sizes, and on torch.jit's future
-        holder = _Holder(plain).eval()
-        program = torch.jit.freeze(torch.jit.trace(holder, args, check_trace=False, strict=False))
-        program = torch.jit.optimize_for_inference(program)
-        for _ in range(PROFILING_RUNS):
-            program(*args)
-    return Captured(program)
-
-
-class _Holder(nn.Module):
-    """A bound method as a module, for the tracer; the owner must be a submodule so that its kernels can be frozen."""
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__()
-        self.owner, self.function = function.__self__, function
-
-    def forward(self, *args):
-        return self.function(*args)

@@ -11,6 +11,7 @@ from ..layers import ChildConv2d
 from .bake import bake_children, guard_mmcv_ops, lean_gates, parameter_count, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
+from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
 
 #: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
@@ -60,14 +61,13 @@ def deploy(model: nn.Module,
            probe: Probe = None) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
-    The copy is compared with the original on a probe input before it is returned. The original is left as it is; one in
+    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout. The copy is compared with the original on a probe input before it is returned. The original is left as it is; one in
     training mode is deployed as it would evaluate.
 
     Args:
         model (nn.Module): a backbone or a whole mmdet / mmseg model.
-        compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size;
-            ``'onednn'``, for CPUs, traces the last few sizes into oneDNN programs (seconds instead of a minute). In whole
-            models backbone with neck and, but for ``'onednn'``, the heads are compiled; post-processing stays Python.
+        compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size. In
+            whole models backbone with neck and the heads are compiled; post-processing stays Python.
         cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
         dtype (torch.dtype, optional): of the copy; defaults to the model's. ``torch.bfloat16`` or ``torch.float16`` where
             the device has it.
@@ -83,8 +83,11 @@ def deploy(model: nn.Module,
     """
     if compile not in COMPILE_MODES:
         raise DeployError(f'compile={compile!r} must be one of {COMPILE_MODES}')
-    check_device(device_of(model), dtype, cuda_graph, gate)
+    device = device_of(model)
+    check_device(device, dtype, cuda_graph, gate)
     copy = lean_copy(model, gate, probe).to(dtype or next(model.parameters()).dtype)
+    if device.type == 'cpu':
+        pack_convs(copy)
     return speed_up(copy, compile, cuda_graph)
 
 

@@ -17,13 +17,11 @@ class Region:
         fixed (bool): whether its input sizes follow the image's. Those of a second stage follow the number of boxes, which
             is another one for every image.
         whole (bool): whether it is the whole model.
-        features (bool): whether it computes the features, so a bare backbone or backbone with neck, not a head.
     """
     owner: nn.Module
     name: str
     fixed: bool = True
     whole: bool = False
-    features: bool = False
 
     def replace(self, make: Callable[[Callable], Callable]) -> None:
         """Put ``make(function)`` in the place of the function, for this instance."""
@@ -33,9 +31,9 @@ class Region:
 def regions(model: nn.Module) -> Iterator[Region]:
     """Backbone with neck, dense heads and box-wise heads of a detector or segmenter; any other module as a whole."""
     if not (isinstance(model, BaseModel) and hasattr(model, 'extract_feat')):
-        yield Region(model, 'forward', whole=True, features=True)
+        yield Region(model, 'forward', whole=True)
         return
-    yield Region(model, 'extract_feat', features=True)
+    yield Region(model, 'extract_feat')
     for name in ('rpn_head', 'bbox_head', 'decode_head'):
         yield from (Region(head, 'forward') for head in _heads(model, name))
     roi_head = getattr(model, 'roi_head', None)

@@ -1,6 +1,6 @@
 """A function made fast for one input size at a time, for the sizes seen last.
 
-CUDA graphs and traced oneDNN programs hold for one size; detectors see dozens. The cache keeps the last few within a bound
+CUDA graphs hold for one size; detectors see dozens. The cache keeps the last few within a bound
 on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
 """
 from collections import OrderedDict
@@ -76,7 +76,7 @@ class SizeCache:
             self._evict()
         try:
             entry = self.capture(self.plain, args)
-        except Exception as error:  # whatever a tracer or the driver raises: the plain function still answers
+        except Exception as error:  # whatever the driver raises: the plain function still answers
             return self._refuse(key, f'{type(error).__name__}: {str(error)[:200]}')
         if self.max_bytes is not None and entry.nbytes > self.max_bytes:
             entry.release()

@@ -9,8 +9,8 @@ from mmengine.config import DictAction
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """``--deploy --compile --cuda-graph``; ``what`` completes the help of the first one."""
     parser.add_argument('--deploy', action='store_true', help=f'{what} the deployed model: children baked, norms folded')
-    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic', 'onednn'],
-                        help='with --deploy: torch.compile at fixed sizes, or for any size, or oneDNN programs (CPU)')
+    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic'],
+                        help='with --deploy: torch.compile at fixed sizes, or for any size')
     parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
 
 

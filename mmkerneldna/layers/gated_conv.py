@@ -76,8 +76,8 @@ class _GatedConv2d(torch.autograd.Function):
         grad_scaled, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
             grad, _scaled(x, gate, ctx.dtype), _scaled(weight, factor, ctx.dtype), ctx.bias and ctx.bias[0], stride, padding,
             dilation, False, [0, 0], groups, [need_x or need_gate, any(need_kernel), need_bias])
-        grad_x = (grad_scaled * gate).to(x.dtype) if need_x else None
         grad_gate = (grad_scaled * x).sum((2, 3), keepdim=True).to(gate.dtype) if need_gate else None
+        grad_x = _multiplied(grad_scaled, gate).to(x.dtype) if need_x else None
         grad_kernel = _kernel_grads(grad_kernel, weight, filter_scale, spatial_scale, factor, need_kernel)
         return grad_x, grad_gate, *grad_kernel, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
 
@@ -94,10 +94,15 @@ def _kernel_grads(grad: Optional[Tensor], weight: Tensor, filter_scale: Tensor, 
     if grad is None:
         return None, None, None
     grad = grad.to(weight.dtype)
-    grad_weight = grad * factor if need_weight else None
-    if not (need_filter or need_spatial):
-        return grad_weight, None, None
-    taps = (grad * weight).sum(1, keepdim=True)  # (C_out, 1, k, k), the gradient of the joint factor
-    grad_spatial = (taps * (1 + filter_scale)).sum(0, keepdim=True) if need_spatial else None
-    grad_filter = taps if spatial_scale is None else taps * (1 + spatial_scale)
-    return grad_weight, grad_filter.sum((2, 3), keepdim=True) if need_filter else None, grad_spatial
+    grad_filter = grad_spatial = None
+    if need_filter or need_spatial:
+        taps = (grad * weight).sum(1, keepdim=True)  # (C_out, 1, k, k), the gradient of the joint factor
+        grad_spatial = (taps * (1 + filter_scale)).sum(0, keepdim=True) if need_spatial else None
+        grad_filter = taps if spatial_scale is None else taps * (1 + spatial_scale)
+        grad_filter = grad_filter.sum((2, 3), keepdim=True) if need_filter else None
+    return _multiplied(grad, factor) if need_weight else None, grad_filter, grad_spatial
+
+
+def _multiplied(grad: Tensor, factor: Tensor) -> Tensor:
+    """``grad * factor``, in place where that loses no digits: ``grad`` is not needed any more."""
+    return grad.mul_(factor) if grad.dtype == factor.dtype else grad * factor
