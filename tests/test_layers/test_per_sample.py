@@ -1,3 +1,4 @@
+"""Kernels given per sample, and mixtures of kernels, however they are computed, against a loop over the samples."""
 import pytest
 import torch
 from conv_cases import conv_cases
