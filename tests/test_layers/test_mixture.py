@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mmkerneldna.layers import mixture
 from mmkerneldna.layers.mixture import bank_conv2d, mixture_conv2d
+from mmkerneldna.layers.per_sample import per_sample_conv2d
 
 STRATEGIES = ['loop', 'grouped', 'chunks', None]
 
@@ -136,17 +137,21 @@ def test_kernels_are_not_kept():
     assert y.requires_grad and set(kept) == given_tensors
 
 
-@pytest.mark.parametrize('recompute', [False, True])
-def test_no_gradient_of_a_sample_is_filled_to_the_size_of_the_batch(monkeypatch, recompute):
-    """As the gradient of a slice would be."""
-    monkeypatch.setattr(mixture, 'can_recompute', lambda *args: recompute)
+@pytest.mark.parametrize('given', ['kernels', 'mixtures', 'mixtures without recomputation'])
+def test_gradients_of_samples_are_not_filled_to_the_size_of_the_batch(monkeypatch, given):
+    """As the gradient of a slice or an index is: for every sample a tensor of zeros of the size of the whole."""
+    monkeypatch.setattr(mixture, 'can_recompute', lambda *args: given == 'mixtures')
     x, attention, experts, *_ = make(batch=8)
-    y = mixture_conv2d(x, attention, experts, strategy='loop')
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+    if given == 'kernels':
+        kernels = torch.randn(8, 6, 4, 3, 3, dtype=torch.double, requires_grad=True)
+        y = per_sample_conv2d(x, kernels, strategy='loop')
+    else:
+        y = mixture_conv2d(x, attention, experts, strategy='loop')
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         y.square().sum().backward()
-    shapes = [event.input_shapes[0] for event in profile.events() if event.input_shapes and event.name == 'aten::zero_']
-    assert max((torch.Size(shape).numel() for shape in shapes), default=0) <= max(experts.numel(), x.numel(), y.numel())
-    assert 8 * experts[0].numel() > max(experts.numel(), x.numel(), y.numel())
+    names = {event.name for event in profile.events()}
+    assert 'aten::convolution_backward' in names
+    assert not names & {'aten::slice_backward', 'aten::select_backward'}
 
 
 def test_second_derivative_is_refused():
