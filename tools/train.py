@@ -5,6 +5,7 @@ from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna.engine import launch, make_repeatable, preflight
 from mmkerneldna.engine.arguments import parse_run_arguments
+from mmkerneldna.engine.schedules import check_schedules
 from mmkerneldna.engine.user_errors import one_line_errors
 from mmkerneldna.sharing.optimizer import check_paramwise
 
@@ -49,8 +50,10 @@ def main():
         check_data(cfg, splits=('train', 'val'), on_corrupt=args.corrupt_images)
         preflight.check_num_classes(cfg)
         preflight.warn_frozen_random(cfg)
+        check_schedules(cfg)
         runner = launch.build_runner(cfg)
         check_paramwise(runner.model, cfg.optim_wrapper)
+        check_schedules(cfg, runner)
         runner.train()
 
 
