@@ -1,8 +1,8 @@
 """Cost of several models side by side: one process, the same workloads, calls that take turns.
 
 A result is a list of flat rows, one per model and workload, with the keys of :data:`COST_COLUMNS` and what is needed to
-read a row alone (``batch``, ``height``, ``width``, ``device``, ``precision``, ``channels_last``). A number that could
-not be had is None, and ``error`` (``train_error`` for the training step) says why.
+read a row alone (``batch``, ``height``, ``width``, ``proposals``, ``device``, ``precision``, ``channels_last``). A number
+that could not be had is None, and ``error`` (``train_error`` for the training step) says why.
 """
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
@@ -111,7 +111,7 @@ class Benchmark:
         timings = _time(calls, workload, self.timing)
         rows = []
         for name in self.models:
-            row = _blank_row(name, workload)
+            row = _blank_row(name, workload, self.models[name])
             _merge(row, self._complexity(name, workload))
             if isinstance(ready[name], Failure):
                 _merge(row, ready[name])
@@ -128,10 +128,10 @@ class Benchmark:
         return self.prepare(model, workload)
 
     def _complexity(self, name: str, workload: Workload) -> Union[Dict[str, float], Failure]:
-        model, key = self.models[name], (name, workload.size)
+        model, key = self.models[name], (name, workload.size, workload.proposals)
         if key not in self._sizes:
             self._sizes[key] = model if isinstance(model, Failure) else attempt(
-                lambda: complexity_row(model, workload.size), workload.device)
+                lambda: complexity_row(model, workload.size, workload.proposals), workload.device)
         return self._sizes[key]
 
     def _train_block(self, workload: Workload, rows: Mapping[str, Row]) -> None:
@@ -164,9 +164,10 @@ def _time(calls: Mapping[str, Any], workload: Workload, timing: dict) -> Dict[st
     return {**calls, **time_interleaved(callables, workload.device, **timing)}
 
 
-def _blank_row(name: str, workload: Workload) -> Row:
+def _blank_row(name: str, workload: Workload, model: Union[nn.Module, Failure]) -> Row:
     row: Row = dict(name=name, batch=workload.batch, height=workload.size[0], width=workload.size[1],
-                    device=workload.device, precision=workload.precision, channels_last=workload.channels_last)
+                    proposals=workload.proposals_of(model), device=workload.device, precision=workload.precision,
+                    channels_last=workload.channels_last)
     return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None}
 
 

@@ -5,7 +5,7 @@ NMS are not counted. torch's counter reports 2 per multiply-accumulate, mmengine
 multiply-accumulates plus BN; in the unit used here ResNet-18 has 1.814 and ResNet-50 4.089 at 224, as the papers state.
 """
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def deployed_params(model: nn.Module) -> int:
     return unique_params(model) + kernels - scales
 
 
-def measure_complexity(model: nn.Module, size: Tuple[int, int]) -> Complexity:
+def measure_complexity(model: nn.Module, size: Tuple[int, int], proposals: Optional[int] = None) -> Complexity:
     """Complexity of a model at one image of ``size``.
 
     Detectors and segmenters run in mm's ``mode='tensor'`` with their own padding: backbone, neck and heads. A two-stage
@@ -63,18 +63,19 @@ def measure_complexity(model: nn.Module, size: Tuple[int, int]) -> Complexity:
     Args:
         model (nn.Module): a backbone (any module from (1, 3, H, W)), an mmdet detector or an mmseg segmenter.
         size (tuple[int, int]): H, W of the image.
+        proposals (int, optional): as in :class:`Workload`, in place of what the RPN yields.
 
     Examples:
         >>> measure_complexity(KDNAResNet(depth=18), (224, 224))
         Complexity(gmacs=2.27647488, unique_params_m=8.727798, deployed_params_m=17.5728)
     """
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    workload = Workload(batch=1, size=size, device=str(device))
+    workload = Workload(batch=1, size=size, device=str(device), proposals=proposals)
     with undisturbed(model):
         macs = count_macs(tensor_call(model, workload))
     return Complexity(macs / 1e9, unique_params(model) / 1e6, deployed_params(model) / 1e6)
 
 
-def complexity_row(model: nn.Module, size: Tuple[int, int]) -> Dict[str, float]:
+def complexity_row(model: nn.Module, size: Tuple[int, int], proposals: Optional[int] = None) -> Dict[str, float]:
     """:func:`measure_complexity` as the cells of a row."""
-    return dict(vars(measure_complexity(model, size)))
+    return dict(vars(measure_complexity(model, size, proposals)))

@@ -11,6 +11,8 @@ from typing import Any, Callable, Dict, List, Mapping, Union
 
 import torch
 
+from ..engine.user_errors import UsageError
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -65,9 +67,15 @@ def synchronize(device: Union[str, torch.device]) -> None:
 
 
 def attempt(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') -> Union[Any, Failure]:
-    """Result of a call, or a :class:`Failure`; what an out-of-memory error left behind is freed."""
+    """Result of a call, or a :class:`Failure`; what an out-of-memory error left behind is freed.
+
+    Raises:
+        UsageError: it concerns the whole command, not one cell.
+    """
     try:
         return call()
+    except UsageError:
+        raise
     except Exception as error:
         failure = Failure.of(error)
     gc.collect()

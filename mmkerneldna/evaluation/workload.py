@@ -1,5 +1,5 @@
 """Turn a model and a stated workload into the call that is measured."""
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -8,6 +8,7 @@ from mmdet.models import BaseDetector
 from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
+from .fixed_proposals import FixedProposals, has_proposals
 from .synthetic import detection_batch, segmentation_batch, synthetic_images
 
 Call = Callable[[], Any]
@@ -23,12 +24,15 @@ class Workload:
         device (str): 'cpu', 'cuda', 'cuda:1', ...
         dtype (torch.dtype, optional): autocast to bf16 or fp16; None: fp32, no autocast.
         channels_last (bool): memory format of the kernels and of a backbone's input.
+        proposals (int, optional): for inference with a two-stage detector: proposals per image, the same for every model
+            (see :mod:`.fixed_proposals`); None: what the RPN finds. Other models have none.
     """
     batch: int
     size: Tuple[int, int]
     device: str = 'cpu'
     dtype: Optional[torch.dtype] = None
     channels_last: bool = False
+    proposals: Optional[int] = None
 
     @property
     def precision(self) -> str:
@@ -38,6 +42,19 @@ class Workload:
     def autocast(self):
         """Context of one forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(torch.device(self.device).type, self.dtype)
+
+    def proposals_of(self, model: nn.Module) -> Optional[int]:
+        """The fixed number of proposals per image with which this model predicts, or None."""
+        return self.proposals if has_proposals(model) else None
+
+    def second_stage(self, model: nn.Module) -> AbstractContextManager:
+        """Context of predictions, to be entered as often as wanted.
+
+        Raises:
+            UsageError: see :class:`.FixedProposals`.
+        """
+        count = self.proposals_of(model)
+        return nullcontext() if count is None else FixedProposals(model, count)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to where and how this workload wants it."""
@@ -66,10 +83,10 @@ def inference_call(model: nn.Module, workload: Workload, batch: Optional[dict] =
     task = task_of(model)
     if task == 'backbone':
         return _no_grad(model, workload, _images(workload))
-    data = batch or _make_batch(task, workload, with_mask=False)
+    data, second_stage = batch or _make_batch(task, workload, with_mask=False), workload.second_stage(model)
 
     def call():
-        with torch.no_grad(), workload.autocast():
+        with torch.no_grad(), workload.autocast(), second_stage:
             return model.test_step(data)
 
     return call
@@ -81,9 +98,10 @@ def tensor_call(model: nn.Module, workload: Workload) -> Call:
     if task == 'backbone':
         return _no_grad(model, workload, _images(workload))
     data = model.data_preprocessor(_make_batch(task, workload, with_mask=False), False)
+    second_stage = workload.second_stage(model)
 
     def call():
-        with torch.no_grad(), workload.autocast():
+        with torch.no_grad(), workload.autocast(), second_stage:
             return model(data['inputs'], data['data_samples'], mode='tensor')
 
     return call

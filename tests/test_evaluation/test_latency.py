@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmkerneldna.engine.user_errors import UsageError
 from mmkerneldna.evaluation.latency import Failure, Timing, attempt, summarize, time_interleaved
 
 
@@ -54,6 +55,14 @@ def test_kind_of_a_failure(error, kind):
         raise error
 
     assert attempt(call).kind == kind
+
+
+def test_a_mistake_in_the_command_is_no_cell():
+    def call():
+        raise UsageError('5000 proposals per image')
+
+    with pytest.raises(UsageError, match='5000 proposals'):
+        time_interleaved({'a': lambda: None, 'b': call}, repeats=1, warmup=0)
 
 
 def test_a_real_allocation_that_does_not_fit_is_oom():
