@@ -7,11 +7,20 @@ All models run in this process and take turns. A backbone is timed from images o
 by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector
 finds other numbers of objects, and its post-processing costs accordingly. `x first` is the latency over that of the
 first config, in the same process. What fails or runs out of memory is named in its cell.
+
+    python tools/benchmark.py static=A.py kdna=B.py --proposals 1000 --batch 1 --size 800x1344
+
+With random weights a two-stage detector finds another number of proposals with every backbone, which has nothing to do
+with the backbone. --proposals N gives all of them the same work: every layer, the sorting and both NMS run and are timed,
+but the RPN's scores and the box head's classes are replaced by made-up ones, alike in every model, so that exactly N
+proposals per image reach the second stage, the same ones, and equally many boxes the mask head. It holds for latency,
+memory and GMACs; a training step samples its boxes itself and stays as it is.
 """
 import argparse
 from pathlib import Path
 
 import torch
+from mmengine.config import DictAction
 
 from mmkerneldna.deploy import deploy
 from mmkerneldna.engine import launch
@@ -26,6 +35,7 @@ from mmkerneldna.evaluation.workload import Workload
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0))
+PROPOSALS = Column('proposals', 'proposals', 0)
 
 
 def parse_args():
@@ -35,6 +45,9 @@ def parse_args():
     parser.add_argument('--batch', type=int, nargs='+', default=[1, 32])
     parser.add_argument('--size', nargs='+', help='H W, HxW, or one number for a square; several go '
                         '(default: 224 for backbones, else what the first config states)')
+    parser.add_argument('--proposals', type=int, metavar='N', help='two-stage detectors: as many proposals per image, and '
+                        'the same second stage, in every model (default: what random weights find)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override every config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
                         help='autocast (bf16 if no type is named)')
@@ -56,19 +69,37 @@ def prepare(model: torch.nn.Module, workload: Workload, args) -> torch.nn.Module
 
 
 def read_subjects(args):
-    """Subjects, and the config of the first."""
-    subjects, first = [], None
+    """Subjects, and their configs."""
+    subjects, configs = [], []
     for text in args.configs:
         name, _, path = text.rpartition('=')
-        cfg = launch.load_config(path)
+        cfg = launch.load_config(path, args.cfg_options)
         launch.unsync_batch_norm(cfg)
-        first = first or cfg
+        configs.append(cfg)
         subjects.append(Subject(name or Path(path.split('::')[-1]).stem,
                                 lambda cfg=cfg: build_from_config(cfg, args.scope)))
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UsageError(f'two configs have one name ({", ".join(names)}); write NAME=CONFIG')
-    return subjects, first
+    return subjects, configs
+
+
+def check_proposals(args, names, configs) -> None:
+    """Say which models --proposals does not concern.
+
+    Raises:
+        UsageError: it concerns none, or is no number of proposals.
+    """
+    if args.proposals is None:
+        return
+    if args.proposals < 1:
+        raise UsageError(f'--proposals {args.proposals}: at least 1 is needed')
+    without = [name for name, cfg in zip(names, configs) if cfg.model.get('rpn_head') is None]
+    if args.scope == 'backbone' or len(without) == len(names):
+        raise UsageError(f'--proposals {args.proposals} is for two-stage detectors with --scope model; no model here has an '
+                         'RPN, leave it out')
+    if without:
+        print(f'no RPN, not changed by --proposals: {", ".join(without)}')
 
 
 def read_workloads(args, cfg):
@@ -79,19 +110,22 @@ def read_workloads(args, cfg):
     if not sizes:
         stated = None if args.scope == 'backbone' else size_from_config(cfg)
         sizes = [stated or (224, 224)]
-    return [Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last)
+    return [Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last, args.proposals)
             for size in sizes for batch in args.batch]
 
 
 def title_of(args) -> str:
     layout = ', channels_last' if args.channels_last else ''
-    return (f'{args.scope}, {args.amp}{layout}, {args.device}, median of {args.repeats} interleaved rounds after '
-            f'{args.warmup} to warm up')
+    proposals = f', {args.proposals} fixed proposals per image' if args.proposals else ''
+    options = ''.join(f', {key}={value}' for key, value in (args.cfg_options or {}).items())
+    return (f'{args.scope}, {args.amp}{layout}, {args.device}{proposals}{options}, median of {args.repeats} interleaved '
+            f'rounds after {args.warmup} to warm up')
 
 
 def write_files(args, facts, rows, columns) -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    settings = dict(scope=args.scope, repeats=args.repeats, warmup=args.warmup)
+    settings = dict(scope=args.scope, repeats=args.repeats, warmup=args.warmup, proposals=args.proposals,
+                    cfg_options=args.cfg_options)
     write_json(args.out_dir / 'benchmark.json', dict(environment=facts, settings=settings, rows=rows))
     write_csv(args.out_dir / 'benchmark.csv', [{**row, 'scope': args.scope, **facts} for row in rows])
     notes = [f'- {note}' for note in failure_notes(rows)]
@@ -105,9 +139,11 @@ def main():
     with one_line_errors():
         if args.threads:
             torch.set_num_threads(args.threads)
-        subjects, cfg = read_subjects(args)
-        workloads = read_workloads(args, cfg)
-        columns = LEAD_COLUMNS + COST_COLUMNS + (TRAIN_COLUMNS if args.train_step else ())
+        subjects, configs = read_subjects(args)
+        check_proposals(args, [subject.name for subject in subjects], configs)
+        workloads = read_workloads(args, configs[0])
+        columns = LEAD_COLUMNS + ((PROPOSALS, ) if args.proposals else ()) + COST_COLUMNS
+        columns += TRAIN_COLUMNS if args.train_step else ()
         facts = environment(args.device)
         benchmark = Benchmark(subjects, workloads, lambda model, workload: prepare(model, workload, args),
                               args.repeats, args.warmup)

@@ -58,6 +58,37 @@ def test_whole_models_and_training_steps(tmp_path):
     assert result['rows'][0]['latency_ratio'] == 1
 
 
+def test_fixed_proposals(tmp_path, capsys):
+    """DyConv's RPN finds another number of boxes than the static net's (tests/test_evaluation/test_fixed_proposals.py)."""
+    argv = [f'static={ROOT / STATIC}', f'dyconv={ROOT / STATIC.replace("r18", "dyconv4x-r18")}', f'seg={ROOT / SEGMENTER}',
+            '--batch', '2', '--size', '64x96']
+    result = measure(tmp_path, *argv, '--proposals', '60')
+    assert result['settings']['proposals'] == 60
+    assert [(row['name'], row['proposals']) for row in result['rows']] == [('static', 60), ('dyconv', 60), ('seg', None)]
+    assert all(row['error'] is None and row['latency_ms'] > 0 for row in result['rows'])
+    printed = capsys.readouterr().out
+    assert 'no RPN, not changed by --proposals: seg' in printed and '60 fixed proposals per image' in printed
+    text = (tmp_path / 'benchmark.md').read_text()
+    assert '60 fixed proposals per image' in text and '| static | 2 | 64 | 96 | 60 |' in text
+    assert '| seg | 2 | 64 | 96 | - |' in text
+    more = measure(tmp_path, *argv, '--proposals', '100')
+    for few, many in list(zip(result['rows'], more['rows']))[:2]:  # both box heads see 40 boxes of 64 x 7 x 7 more
+        per_box = 64 * 7 * 7 * 256 + 256 * 256 + 256 * 7 + 256 * 6 * 4
+        assert round((many['gmacs'] - few['gmacs']) * 1e9) == 40 * per_box
+    assert result['rows'][2]['gmacs'] == more['rows'][2]['gmacs']
+
+
+def test_config_options_reach_every_config(tmp_path):
+    """A stem of 32 channels: half the 7x7 kernel and norm, half of layer1's first kernel, but a 1x1 conv on its shortcut."""
+    argv = [f'static={ROOT / STATIC}', f'kdna={ROOT / DETECTOR}', '--scope', 'backbone', '--batch', '1', '--size', '64']
+    result = measure(tmp_path, *argv, '--cfg-options', 'model.backbone.stem_channels=32')
+    change = -32 * (3 * 7 * 7 + 2) - 64 * 32 * 9 + 64 * (32 + 2)
+    assert [round(row['unique_params_m'] * 1e6) for row in result['rows']] == [11176512 + change, 8727798 + change]
+    assert ', model.backbone.stem_channels=32, median' in (tmp_path / 'benchmark.md').read_text()
+    assert result['settings']['cfg_options'] == {'model.backbone.stem_channels': 32}
+    assert result['rows'][0]['proposals'] is None and result['settings']['proposals'] is None
+
+
 def test_size_comes_from_the_config(tmp_path):
     row, = measure(tmp_path, str(ROOT / SEGMENTER), '--batch', '1')['rows']
     assert (row['height'], row['width']) == (160, 160)
@@ -67,6 +98,10 @@ def test_size_comes_from_the_config(tmp_path):
     ([str(ROOT / STATIC), str(ROOT / STATIC)], 'write NAME=CONFIG'),
     ([str(ROOT / STATIC), '--size', '1', '2', '3'], '--size: plain sizes pair up'),
     ([str(ROOT / 'configs/shapes/nothing.py')], 'does not exist'),
+    ([str(ROOT / STATIC), '--proposals', '0'], '--proposals 0: at least 1'),
+    ([str(ROOT / STATIC), '--proposals', '9', '--scope', 'backbone'], 'is for two-stage detectors with --scope model'),
+    ([str(ROOT / SEGMENTER), '--proposals', '9'], 'no model here has an RPN'),
+    ([str(ROOT / STATIC), '--proposals', '5000', '--size', '64'], 'an image of 64x64 has'),
 ])
 def test_mistakes(argv, message, tmp_path, capsys):
     assert run_tool('benchmark.py', [*argv, *QUICK, '--out-dir', str(tmp_path)]) == 2
