@@ -7,6 +7,9 @@
 Every row is a ratio to a named baseline in one process: calls take turns, and a ratio is the median over rounds of the ratio
 within a round, so that a machine that is slow for a while is slow for both. --clock cpu counts the process's own CPU time
 instead (use it with --threads 1 on a machine that others use as well).
+
+Weights are random. So that Faster R-CNNs do equal work end to end, the values of two head outputs are replaced by the same
+made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.evaluation.fixed_proposals).
 """
 import argparse
 import time
@@ -25,13 +28,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import run_parts
+from mmkerneldna.engine.user_errors import one_line_errors
 from mmkerneldna.evaluation.environment import describe, environment
 from mmkerneldna.evaluation.input_size import parse_sizes
 from mmkerneldna.evaluation.latency import synchronize
 from mmkerneldna.evaluation.workload import Workload, inference_call, train_call
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-MODES = {'false': False, 'true': True, 'dynamic': 'dynamic', 'onednn': 'onednn'}
+MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
 PARTS = dict(
     faster=('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py'),
     upernet=('mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
@@ -43,9 +47,10 @@ def parse_args():
     parser.add_argument('what', choices=['backbone', 'train', 'parts'])
     parser.add_argument('--depth', type=int, nargs='+', default=[50, 18])
     parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
+    parser.add_argument('--proposals', type=int, default=1000, help='per image, of Faster R-CNN end to end')
     parser.add_argument('--batch', type=int, nargs='+', default=[1])
     parser.add_argument('--size', nargs='+', default=['224'])
-    parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false', 'onednn'], help='compile=')
+    parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
@@ -161,12 +166,14 @@ def parts(size, args) -> None:
         models[f'kdna {tag}'] = deploy(models['kdna eager'], compile=MODES[mode], cuda_graph=args.cuda_graph, gate=args.gate,
                                        dtype=DTYPES[args.dtype])
     images = torch.randn(1, 3, *size, device=args.device)
-    workload = Workload(1, size, args.device)
+    workload = Workload(1, size, args.device, proposals=args.proposals)
     for part, make in (('backbone and neck', lambda m: lambda: m.extract_feat(images)),
                        ('with heads, up to raw outputs', lambda m: lambda: run_parts(m, images)),
                        ('end to end (test_step)', lambda m: inference_call(m, workload))):
         calls = {name: _without_gradients(make(model)) for name, model in models.items()}
-        show(f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1', measure(calls, args),
+        count = workload.proposals_of(models['static eager']) if 'end to end' in part else None
+        fixed = f', {count} fixed proposals' if count else ''
+        show(f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1{fixed}', measure(calls, args),
              {name: ['static eager'] for name in calls if name != 'static eager'})
 
 
@@ -179,18 +186,22 @@ def _without_gradients(call: Callable) -> Callable:
     return run
 
 
+def run(size, args) -> None:
+    if args.what == 'parts':
+        return parts(size, args)
+    for depth in args.depth:
+        for batch in args.batch:
+            (backbone if args.what == 'backbone' else train)(depth, batch, size, args)
+
+
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('benchmark_deploy', log_level='ERROR')
     Console(width=150).print(f'{describe(environment(args.device))}, clock {args.clock}, {args.rounds} rounds')
-    for size in parse_sizes(args.size):
-        if args.what == 'parts':
-            parts(size, args)
-            continue
-        for depth in args.depth:
-            for batch in args.batch:
-                (backbone if args.what == 'backbone' else train)(depth, batch, size, args)
+    with one_line_errors():
+        for size in parse_sizes(args.size):
+            run(size, args)
 
 
 if __name__ == '__main__':
