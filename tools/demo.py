@@ -13,9 +13,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 from rich.console import Console
-from rich.progress import track
 
-from mmkerneldna.datasets import DataError, chance_scores, describe_shapes, generate_shapes
+from mmkerneldna.datasets import DataError, chance_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes', 'upernet_r18_shapes',
@@ -29,15 +28,6 @@ def parse_args():
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='where runs and report go')
     parser.add_argument('--only-data', action='store_true', help='generate the data set and stop')
     return parser.parse_args()
-
-
-def make_data(root: Path) -> None:
-    """Generate the data set, or keep the one that is there, and describe it."""
-    console.rule('shapes')
-    generate_shapes(root, track=lambda images, description: track(images, description, console=console))
-    for split, counts in describe_shapes(root).items():
-        console.print(f'{split}: ' + ', '.join(f'{count} {name}' for name, count in counts.items()), highlight=False)
-    console.print(f'the data set lies in {root}', highlight=False)
 
 
 def run_tool(tool: str, *arguments) -> None:
@@ -92,7 +82,8 @@ def report(work_dir: Path, data_root: Path) -> None:
 
 def main():
     args, start = parse_args(), time.monotonic()
-    make_data(args.data_root)
+    console.rule('shapes')
+    run_tool('make_shapes.py', '--data-root', args.data_root)
     if args.only_data:
         return
     for number, name in enumerate(RUNS, 1):

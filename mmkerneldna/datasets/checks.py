@@ -16,6 +16,7 @@ from .coco_checks import check_coco, drop_images, load_coco
 from .errors import DataError
 from .image_checks import listing
 from .mask_checks import check_masks
+from .shapes_dataset import ShapesDetDataset, ShapesSegDataset
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), on_corrupt: str = 'fatal') -> List[str]:
@@ -71,6 +72,7 @@ def _build_lazily(leaf: dict, where: str):
 
 def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str) -> List[str]:
     dataset = _build_lazily(leaf, where)
+    _check_generated(dataset, where)
     if isinstance(dataset, CocoDataset):
         faults, write_without = check_coco(dataset, where), _write_coco_without
     elif isinstance(dataset, BaseSegDataset):
@@ -86,6 +88,14 @@ def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str
         leaf['ann_file'] = write_without(dataset, where, faults, _check_folder(cfg))
         _redirect_evaluators(cfg, split, dataset.ann_file, leaf['ann_file'])
     return list(faults)
+
+
+def _check_generated(dataset, where: str) -> None:
+    """The shapes are not downloaded or placed but made, so say how."""
+    root = dataset.data_root if isinstance(dataset, (ShapesDetDataset, ShapesSegDataset)) else None
+    if root and not osp.isdir(root):
+        raise DataError(f'{where}: the generated shapes set {root} does not exist: make it with `python '
+                        f'tools/make_shapes.py --data-root {root}`, or name its place by --cfg-options data_root=DIR')
 
 
 def _described(faults: Dict[str, str]) -> str:

@@ -41,8 +41,9 @@ def mixture_conv2d(x: Tensor,
         bias: None, (C_out,) or (N, C_out); not mixed here.
         stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
         scales: factors of the mixed kernels, each of five axes that broadcast to (N, C_out, C_in/groups, k, k).
-        strategy: one of ``PER_SAMPLE``; ``'outputs'``, which convolves with all n experts and mixes the outputs (no
-            scales); None lets ``select_mixture`` choose.
+        strategy: one of ``PER_SAMPLE``; None lets ``select_per_sample`` choose. Or ``'outputs'``, which convolves with all n
+            experts and mixes the outputs (no scales) and is never chosen: of all shapes measured on a CPU it won at 512
+            channels on 7x7 maps alone, and it holds n times the activations.
 
     Returns:
         (N, C_out, H', W').
@@ -54,7 +55,6 @@ def mixture_conv2d(x: Tensor,
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if attention is None and not scales:
         return add_bias(F.conv2d(x, experts[0], **geometry), bias)
-    strategy = strategy or select_mixture(x, experts, scales)
     if strategy == 'outputs':
         return add_bias(_mix_outputs(x, attention, experts, scales, geometry), bias)
     last = experts.permute(0, 1, 3, 4, 2)
@@ -112,15 +112,6 @@ def bank_conv2d(x: Tensor,
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return add_bias(_BankConv2d.apply(x, attention, bank, place, kernel_shape, geometry, strategy, dtype, *factors), bias)
-
-
-def select_mixture(x: Tensor, experts: Tensor, scales: Sequence[Tensor]) -> Optional[str]:
-    """``'outputs'`` or, for one of ``PER_SAMPLE``, None.
-
-    No rule picks ``outputs``: of all shapes measured it won only at 512 channels on 7x7 maps, by a fifth, and it holds
-    n times the activations.
-    """
-    return None
 
 
 class _BankConv2d(torch.autograd.Function):

@@ -1,4 +1,4 @@
-# The generated shapes set for a segmenter: background and six shapes; `python tools/demo.py --only-data` makes it.
+# The generated shapes set for a segmenter: background and six shapes; `python tools/make_shapes.py` makes it.
 custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
 data_root = 'data/shapes/'
 crop_size = (160, 160)
