@@ -2,6 +2,7 @@
 import json
 import os
 import os.path as osp
+import shlex
 import tempfile
 from typing import Dict, Iterator, List, Sequence, Tuple
 
@@ -92,10 +93,12 @@ def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str
 
 def _check_generated(dataset, where: str) -> None:
     """The shapes are not downloaded or placed but made, so say how."""
-    root = dataset.data_root if isinstance(dataset, (ShapesDetDataset, ShapesSegDataset)) else None
-    if root and not osp.isdir(root):
+    generated = isinstance(dataset, (ShapesDetDataset, ShapesSegDataset))
+    root = (dataset.data_root or '').rstrip('/')
+    if generated and root and not osp.isdir(root):
         raise DataError(f'{where}: the generated shapes set {root} does not exist: make it with `python '
-                        f'tools/make_shapes.py --data-root {root}`, or name its place by --cfg-options data_root=DIR')
+                        f'tools/make_shapes.py --data-root {shlex.quote(root)}`, or name its place by --cfg-options '
+                        'data_root=DIR')
 
 
 def _described(faults: Dict[str, str]) -> str:

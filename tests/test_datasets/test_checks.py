@@ -82,6 +82,13 @@ def test_missing_annotation_file(root):
     refused(detector(root), 'train: annotation file', root / DET_JSON, 'does not exist', 'set ann_file')
 
 
+@pytest.mark.parametrize('config', [detector, segmenter])
+def test_missing_shapes_say_how_to_make_them(config, tmp_path):
+    root = tmp_path / 'my shapes'
+    refused(config(root), f'train: the generated shapes set {root}', f"tools/make_shapes.py --data-root '{root}'",
+            'data_root=DIR')
+
+
 def test_missing_evaluator_annotation_file(root):
     cfg = detector(root)
     cfg.val_evaluator.ann_file = str(root / 'nowhere.json')

@@ -1,0 +1,39 @@
+"""Generate the shapes data set that configs/shapes/ train on, or keep the one that is there.
+
+    python tools/make_shapes.py
+    python tools/make_shapes.py --data-root DIR     # then --cfg-options data_root=DIR for the other tools
+
+400 images of 160 to 256 pixels a side, some seconds, 10 MB. The same images on every machine.
+"""
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from mmkerneldna.datasets import describe_shapes, generate_shapes
+from mmkerneldna.engine.user_errors import one_line_errors
+
+console = Console()
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data-root', type=Path, default=Path('data/shapes'), help='where the shapes are, or go')
+    return parser.parse_args()
+
+
+def main():
+    root = parse_args().data_root
+    generate_shapes(root, track=lambda images, description: track(images, description, console=console))
+    for split, counts in describe_shapes(root).items():
+        console.print(f'{split}: ' + ', '.join(f'{count} {name}' for name, count in counts.items()), highlight=False)
+    console.print(f'the data set lies in {root}', highlight=False, soft_wrap=True)
+
+
+if __name__ == '__main__':
+    try:
+        with one_line_errors():
+            main()
+    except KeyboardInterrupt:
+        raise SystemExit('stopped; nothing was kept, the same command starts anew') from None
