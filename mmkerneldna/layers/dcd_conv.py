@@ -2,10 +2,10 @@
 
 Revisiting Dynamic Convolution via Matrix Decomposition, Li et al., ICLR 2021, https://arxiv.org/abs/2103.08756
 
-Letters: N batch, C_in / C_out channels, k kernel side, L latent channels, H W input size.
+Letters: N batch, C_in / C_out channels, k kernel side, L latent channels, L_k latent taps, H W input size.
 """
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -13,32 +13,33 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .expert_conv import hidden_channels, init_attention, pad_for_mode
+from .per_sample import per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
 
 
 class Fusion(NamedTuple):
     """The dynamic coefficients of a sample."""
     scale: Tensor  # Lambda(x), (N, C_out, 1, 1), each in (0, 2)
-    phi: Tensor  # Phi(x), (N, L, L)
+    phi: Tensor  # Phi(x), (N, L, L), of a depthwise layer (N, L, L_k)
 
 
 class FusionBranch(nn.Module):
     """Average pool -> linear -> self gate -> two linear heads (paper, figure 2)."""
 
-    def __init__(self, channels: int, out_channels: int, hidden: int, latent: int, pool_size: int) -> None:
+    def __init__(self, channels: int, out_channels: int, hidden: int, phi_shape: Tuple[int, int], pool_size: int) -> None:
         super().__init__()
-        self.pool_size = pool_size
+        self.pool_size, self.phi_shape = pool_size, phi_shape
         self.fc = nn.Linear(channels * pool_size**2, hidden, bias=False)
         self.self_gate = nn.Linear(hidden, hidden, bias=False)
-        self.phi_fc = nn.Linear(hidden, latent**2, bias=False)
+        self.phi_fc = nn.Linear(hidden, math.prod(phi_shape), bias=False)
         self.scale_fc = nn.Linear(hidden, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Fusion:
         """(N, C_in, H, W) -> Lambda and Phi."""
         hidden = self.fc(F.adaptive_avg_pool2d(x, self.pool_size).flatten(1))
         hidden = hidden * _gate(self.self_gate(hidden))
-        phi = self.phi_fc(hidden)
-        return Fusion(_gate(self.scale_fc(hidden))[..., None, None], phi.unflatten(1, (math.isqrt(phi.shape[1]), -1)))
+        phi = self.phi_fc(hidden).unflatten(1, self.phi_shape)
+        return Fusion(_gate(self.scale_fc(hidden))[..., None, None], phi)
 
 
 def fuse_channels(latent: Tensor, phi: Tensor) -> Tensor:
@@ -67,21 +68,26 @@ class DCDConv2d(nn.modules.conv._ConvNd):
     ``y = Lambda(x) (W_0 * x) + P (norm(Phi(x) h) + h)`` with ``h = norm(Q^T x)``. The two norms and the identity beside
     Phi are in the released code and in the published parameters; the paper's formula leaves them out.
 
+    A depthwise kernel has no channels to fuse, but taps: ``W(x) = Lambda(x) W_0 + P Phi(x) R^T`` with W_0 as a (C, k^2) matrix,
+    P (C, L), Phi(x) (L, L_k) and R (k^2, L_k), L_k half of the taps (paper, section 4.2, without norms). The released nets
+    keep their depthwise convolutions static.
+
     It is no ``nn.Conv2d``, because its output is more than one convolution: ``mmcv.cnn.fuse_conv_bn``, which would fold
     the following BN into W_0 alone, leaves it as it is.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as in ``nn.Conv2d``.
-        groups (int): only 1; the paper keeps depthwise convolutions static.
-        latent_channels (int, optional): L. Defaults to ``int(sqrt(C_in * pool_size**2))``, the released ResNets'.
+        groups (int): 1, or for a depthwise layer that of its input and output channels.
+        latent_channels (int, optional): L. Defaults to ``int(sqrt(C_in * pool_size**2))``, the released ResNets'; of a depthwise
+            layer to ``C / 2**int(log2(sqrt(C)))``, rounded down (the paper).
         pool_size (int): side of the pooled map in front of the fusion branch; 1 in the paper's bottleneck blocks, 2 in
             its basic blocks (ResNet-18). Defaults to 1.
         reduction (int): max(pooled features, L^2) over the hidden width of the fusion branch, which is at least 4.
             Defaults to 16 (the paper).
-        norm_cfg (dict, optional): the two norms, BN (the paper), SyncBN, GN or None.
+        norm_cfg (dict, optional): the two norms, BN (the paper), SyncBN, GN or None; a depthwise layer has none.
 
     Raises:
-        ValueError: ``groups`` other than 1, L or ``pool_size`` below 1, ``reduction`` out of range, or a layer norm.
+        ValueError: ``groups`` between one and the channels, L or ``pool_size`` below 1, ``reduction`` out of range, or a layer norm.
     """
 
     # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static
@@ -106,24 +112,39 @@ class DCDConv2d(nn.modules.conv._ConvNd):
                  pool_size: int = 1,
                  reduction: int = 16,
                  norm_cfg: Optional[dict] = dict(type='BN')) -> None:
-        if groups != 1:
-            raise ValueError(f'DCDConv2d fuses all channels and has no form for groups={groups}: use groups=1 or keep '
-                             'this convolution static')
+        if groups != 1 and not groups == in_channels == out_channels:
+            raise ValueError(f'DCDConv2d fuses all channels (groups=1) or the taps of a depthwise kernel, and has no form for '
+                             f'groups={groups} with {in_channels} and {out_channels} channels: keep this convolution static')
         pairs = [nn.modules.utils._pair(value) for value in (kernel_size, stride, dilation)]
         padding = padding if isinstance(padding, str) else nn.modules.utils._pair(padding)
-        super().__init__(in_channels, out_channels, pairs[0], pairs[1], padding, pairs[2], False, (0, 0), 1, bias,
+        super().__init__(in_channels, out_channels, pairs[0], pairs[1], padding, pairs[2], False, (0, 0), groups, bias,
                          padding_mode)
-        latent = latent_channels if latent_channels is not None else math.isqrt(in_channels * pool_size**2)
+        latent = latent_channels if latent_channels is not None else self._default_latent(pool_size)
         if latent < 1 or pool_size < 1:
             raise ValueError(f'latent_channels={latent_channels} and pool_size={pool_size} must be at least 1')
-        hidden = hidden_channels(max(in_channels * pool_size**2, latent**2), reduction, 16, 4)
-        # In this order fuse_conv_bn folds norm_q into q and finds no convolution in front of norm_phi.
-        self.q = nn.Conv2d(in_channels, latent, 1, pairs[1], bias=False)
-        self.norm_q = self._build_norm(norm_cfg, latent)
-        self.fusion = FusionBranch(in_channels, out_channels, hidden, latent, pool_size)
-        self.norm_phi = self._build_norm(norm_cfg, latent)
-        self.p = nn.Conv2d(latent, out_channels, 1, bias=False)
+        phi_shape = (latent, max(1, math.prod(pairs[0]) // 2) if self.depthwise else latent)
+        hidden = hidden_channels(max(in_channels * pool_size**2, math.prod(phi_shape)), reduction, 16, 4)
+        self.fusion = FusionBranch(in_channels, out_channels, hidden, phi_shape, pool_size)
+        if self.depthwise:
+            self.p = nn.Linear(latent, out_channels, bias=False)
+            self.r = nn.Linear(phi_shape[1], math.prod(pairs[0]), bias=False)
+        else:
+            # In this order fuse_conv_bn folds norm_q into q and finds no convolution in front of norm_phi.
+            self.q = nn.Conv2d(in_channels, latent, 1, pairs[1], bias=False)
+            self.norm_q = self._build_norm(norm_cfg, latent)
+            self.norm_phi = self._build_norm(norm_cfg, latent)
+            self.p = nn.Conv2d(latent, out_channels, 1, bias=False)
         self.init_weights()
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether taps are fused, not channels."""
+        return self.groups > 1
+
+    def _default_latent(self, pool_size: int) -> int:
+        if self.depthwise:
+            return self.in_channels // 2**int(math.log2(math.sqrt(self.in_channels)))
+        return math.isqrt(self.in_channels * pool_size**2)
 
     @staticmethod
     def _build_norm(norm_cfg, channels):
@@ -137,17 +158,26 @@ class DCDConv2d(nn.modules.conv._ConvNd):
         nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        init_attention([self.q, self.p])
+        if not self.depthwise:
+            init_attention([self.q, self.p])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         fusion = self.fusion(x)
         x, padding = pad_for_mode(self, x)
+        if self.depthwise:
+            return per_sample_conv2d(x, self._kernels(fusion), self.bias, self.stride, padding, self.dilation, self.groups)
         static = F.conv2d(x, self.weight, None, self.stride, padding, self.dilation)
         latent = _norm(self.norm_q, self.q(centre_tap(self, x)))
         latent = _norm(self.norm_phi, fuse_channels(latent, fusion.phi)) + latent
         y = static * fusion.scale + self.p(latent)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+    def _kernels(self, fusion: Fusion) -> Tensor:
+        """Those of a depthwise layer, (N, C, 1, k, k)."""
+        residual = self.p.weight @ fusion.phi @ self.r.weight.t()  # (N, C, k * k)
+        return self.weight * fusion.scale.unsqueeze(-1) + residual.unflatten(2, self.kernel_size).unsqueeze(2)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:

@@ -53,6 +53,34 @@ def test_matches_the_paper(case, latent, pool_size):
     assert_same_as(layer, naive_dcd, case)
 
 
+def naive_depthwise_dcd(layer, x):
+    """Li et al. 2021, section 4.2: Lambda W_0 + P Phi R^T on a (C, k^2) matrix."""
+    branch, out = layer.fusion, []
+    for sample in x:
+        hidden = branch.fc.weight @ pooled(sample, branch.pool_size)
+        hidden = hidden * hard_sigmoid(branch.self_gate.weight @ hidden)
+        phi = (branch.phi_fc.weight @ hidden).view(layer.p.in_features, layer.r.in_features)
+        matrix = hard_sigmoid(branch.scale_fc.weight @ hidden)[:, None] * layer.weight.flatten(1)
+        matrix = matrix + torch.einsum('cl,lm,tm->ct', layer.p.weight, phi, layer.r.weight)
+        out.append(naive_conv(layer, sample, matrix.view_as(layer.weight)))
+    y = torch.stack(out)
+    return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=conv_cases(groups=('depthwise', )), latent=st.sampled_from([None, 1, 3]), pool_size=st.sampled_from([1, 2]))
+def test_depthwise_matches_the_paper(case, latent, pool_size):
+    layer = DCDConv2d(**case['conv'], latent_channels=latent, pool_size=pool_size, reduction=4)
+    assert_same_as(layer, naive_depthwise_dcd, case)
+
+
+@pytest.mark.parametrize('channels, kernel, shape', [(64, 3, (8, 4)), (96, 5, (12, 12)), (32, 1, (8, 1)), (144, 3, (18, 4))])
+def test_default_widths_of_a_depthwise_layer(channels, kernel, shape):
+    layer = DCDConv2d(channels, channels, kernel, groups=channels)
+    assert (layer.p.in_features, layer.r.in_features) == shape == layer.fusion.phi_shape
+    assert layer.p.weight.shape == (channels, shape[0]) and layer.r.weight.shape == (kernel**2, shape[1])
+
+
 def test_is_one_dynamic_kernel_without_the_norms():
     """Equation 6, and the identity beside Phi: W(x) = Lambda W_0 + P (Phi + I) Q^T."""
     torch.manual_seed(0)
@@ -69,7 +97,8 @@ def test_default_latent_width(channels, pool_size, latent):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(groups=8), 'groups=8'),
+    (dict(groups=2), 'groups=2'),
+    (dict(groups=4), 'groups=4 with 8 and 8 channels'),
     (dict(latent_channels=0), 'latent_channels=0'),
     (dict(pool_size=0), 'pool_size=0'),
     (dict(reduction=99), 'reduction=99'),

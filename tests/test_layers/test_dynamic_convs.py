@@ -15,7 +15,7 @@ from torch import nn
 DYNAMIC_CONVS = [
     (dict(type='CondConv2d'), (1, 4, 16)),
     (dict(type='DyConv2d'), (1, 4, 16)),
-    (dict(type='DCDConv2d'), (1, )),
+    (dict(type='DCDConv2d'), (1, 16)),
     (dict(type='ODConv2d'), (1, 4, 16)),
     (dict(type='ODConv2d', num_experts=1), (1, 4, 16)),
     (dict(type='SEConv2d'), (1, 4, 16)),
@@ -200,7 +200,7 @@ def test_experts_of_a_channels_last_net_lie_channels_last():
     ('ODConv2d', dict(min_channels=0), 'min_channels=0'),
     ('ODConv2d', dict(temperature=0), 'temperature=0 must be positive'),
     ('SEConv2d', dict(reduction=17), 'reduction=17'),
-    ('DCDConv2d', dict(groups=16), 'groups=16'),
+    ('DCDConv2d', dict(groups=4), 'groups=4'),
     ('ODConv2d', dict(groups=3), 'divisible by groups'),
 ])
 def test_refuses(kind, options, message):
