@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..layers.kernel_warehouse import KWConv2d
 from ..layers.kernel_warehouse_plan import PRESETS, group_convs, plan_warehouse
 from ..layers.swap import match_convs
+from .mobilenet_names import mobilenet_prefixes
 from .official import unwrap
 
 _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')
 _CLASSIFIER = ('fc.', 'classifier.')
-_MOBILE_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 class Setting(NamedTuple):
@@ -110,7 +110,7 @@ def _warehouse_shapes(convs, budget=1, cell_in_ratio=1, cell_out_ratio=1, sharin
 
 
 def _rename(state: Mapping[str, Tensor], arch: str, owners: List[str]) -> Dict[str, Tensor]:
-    prefixes = _mobile_prefixes() if arch == 'mobilenet_v2' else {}
+    prefixes = mobilenet_prefixes() if arch == 'mobilenet_v2' else {}
     converted = {}
     for key, value in state.items():
         if key.startswith(_CLASSIFIER):
@@ -122,20 +122,6 @@ def _rename(state: Mapping[str, Tensor], arch: str, owners: List[str]) -> Dict[s
         renamed = prefixes[prefix] + key[len(prefix):] if prefix else key
         converted[renamed.replace('.attention.norm1.', '.attention.norm.')] = value
     return converted
-
-
-def _mobile_prefixes() -> Dict[str, str]:
-    prefixes = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'features.18.0': 'conv2.conv',
-                'features.18.1': 'conv2.bn'}
-    places = [(stage, block) for stage, blocks in enumerate(_MOBILE_BLOCKS, start=1) for block in range(blocks)]
-    for position, (stage, block) in enumerate(places, start=1):
-        names = ['expand_conv', 'depthwise_conv'] if position > 1 else ['depthwise_conv']
-        theirs, ours = f'features.{position}.conv', f'layer{stage}.{block}'
-        for i, name in enumerate(names):
-            prefixes[f'{theirs}.{i}.0'], prefixes[f'{theirs}.{i}.1'] = f'{ours}.{name}.conv', f'{ours}.{name}.bn'
-        prefixes[f'{theirs}.{len(names)}'] = f'{ours}.linear_conv.conv'
-        prefixes[f'{theirs}.{len(names) + 1}'] = f'{ours}.linear_conv.bn'
-    return prefixes
 
 
 def _expected_keys(net: nn.Module, layers: Mapping[str, nn.Module]) -> set:

@@ -11,10 +11,8 @@ from typing import Any, Dict, Iterable, Mapping
 
 from torch import Tensor
 
+from .mobilenet_names import mobilenet_prefixes
 from .official import unwrap
-
-#: blocks in each stage of MobileNetV2
-MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
@@ -53,24 +51,9 @@ def _renaming(keys: Iterable[str]) -> Dict[str, str]:
     if {'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'} <= heads:
         return {**{name: name for name in ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}, 'fc': ''}
     if 'features' in heads:
-        return _mobilenet_renaming()
+        return {**mobilenet_prefixes(), 'classifier': ''}
     raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) '
                      f'or od_mobilenetv2 (features), got {_some(sorted(heads))}')
-
-
-def _mobilenet_renaming() -> Dict[str, str]:
-    rename = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'features.18.0': 'conv2.conv',
-              'features.18.1': 'conv2.bn', 'classifier': ''}
-    blocks = [(stage, block) for stage, count in enumerate(MOBILENET_BLOCKS, 1) for block in range(count)]
-    for position, (stage, block) in enumerate(blocks, 1):
-        # the first block has no expansion
-        layers = ['depthwise_conv'] if position == 1 else ['expand_conv', 'depthwise_conv']
-        for i, layer in enumerate(layers):
-            rename[f'features.{position}.conv.{i}.0'] = f'layer{stage}.{block}.{layer}.conv'
-            rename[f'features.{position}.conv.{i}.1'] = f'layer{stage}.{block}.{layer}.bn'
-        rename[f'features.{position}.conv.{len(layers)}'] = f'layer{stage}.{block}.linear_conv.conv'
-        rename[f'features.{position}.conv.{len(layers) + 1}'] = f'layer{stage}.{block}.linear_conv.bn'
-    return rename
 
 
 def _some(names, limit: int = 5) -> str:
