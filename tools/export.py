@@ -9,12 +9,13 @@ two-stage detector features and RPN outputs. A pt2 file (AOTInductor) runs witho
 torch._inductor.aoti_load_package(FILE)(images).
 """
 import argparse
+import os
 from pathlib import Path
 
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from rich.console import Console
 
-from mmkerneldna.checkpoints.loading import install_safe_loading
+from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
 from mmkerneldna.deploy import DeployError, lean_copy
 from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, ExportError, export
 from mmkerneldna.engine import launch
@@ -31,26 +32,44 @@ def parse_args():
     parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
+    parser.add_argument('--unsafe-checkpoint', action='store_true',
+                        help='read a file that holds more than weights; that can run code: only for files you trust')
     return parser.parse_args()
 
 
-def load_model(args):
-    """The deployed model, and its config."""
-    cfg = launch.load_config(args.config)
+def target(args) -> Path:
+    """The file to write, refused before anything slow where it can't be."""
+    suffix = {'onnx': '.onnx', 'torchscript': '.ts', 'pt2': '.pt2'}[args.format]
+    path = args.out or Path(args.checkpoint).with_name(f'{Path(args.config).stem}_{args.scope}{suffix}')
+    if path.is_dir():
+        raise UsageError(f'{path} is a folder: name a file in it by --out')
+    if not path.parent.is_dir():
+        raise UsageError(f'folder {path.parent} does not exist: make it, or name a file elsewhere by --out')
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f'folder {path.parent} is not writable: name a file elsewhere by --out')
+    return path
+
+
+def load_model(cfg, checkpoint: dict, args):
+    """The model of a config with the weights of the checkpoint."""
     launch.unsync_batch_norm(cfg)
-    install_safe_loading(False)
     model = build_from_config(cfg)
+    check_architecture(model, checkpoint, args.checkpoint)
     load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
-    return lean_copy(model.eval()), cfg
+    return model.eval()
 
 
 def main():
     args, console = parse_args(), Console()
-    model, cfg = load_model(args)
-    suffix = {'onnx': '.onnx', 'torchscript': '.ts', 'pt2': '.pt2'}[args.format]
-    path = args.out or Path(args.checkpoint).with_name(f'{Path(args.config).stem}_{args.scope}{suffix}')
+    if min(args.size) < 1:
+        raise UsageError(f'--size {args.size[0]} {args.size[1]} is no image: give height and width in pixels')
+    cfg = launch.load_config(args.config)
+    install_safe_loading(args.unsafe_checkpoint)
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    path = target(args)
+    model = load_model(cfg, checkpoint, args)
     try:
-        facts = export(model, path, args.format, args.scope, tuple(args.size), args.dynamic)
+        facts = export(lean_copy(model), path, args.format, args.scope, tuple(args.size), args.dynamic)
     except (ExportError, DeployError) as error:
         raise UsageError(str(error)) from None
     preprocessor = cfg.model.get('data_preprocessor') or {}

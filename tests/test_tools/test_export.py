@@ -1,0 +1,148 @@
+"""tools/export.py: the file against the trained model itself, and what it refuses. A pt2 file takes half a minute; tests/test_deploy has one."""
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from tiny_runs import run_tool
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmkerneldna.layers import ChildConv2d
+
+CONFIG = '''
+_base_ = 'mmkerneldna::shapes/upernet_kdna-r18_shapes.py'
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    backbone=dict(base_channels=8),
+    decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
+    auxiliary_head=dict(in_channels=32, channels=8))
+'''
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Folder with config and checkpoint, and the net: eight channels wide, statistics and modulations not neutral."""
+    folder = tmp_path_factory.mktemp('export')
+    (folder / 'small.py').write_text(CONFIG)
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    net = MODELS.build(Config.fromfile(folder / 'small.py').model).eval()
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, ChildConv2d):
+            torch.nn.init.normal_(module.filter_scale, 0, 0.3)
+            torch.nn.init.normal_(module.spatial_scale, 0, 0.3)
+    assert sum(isinstance(module, ChildConv2d) for module in net.modules()) == 6
+    torch.save(dict(state_dict=net.state_dict(), meta=dict(epoch=1)), folder / 'epoch_1.pth')
+    return folder, net
+
+
+def export(folder, *flags, checkpoint='epoch_1.pth'):
+    return run_tool('export.py', [str(folder / 'small.py'), str(folder / checkpoint), '--size', *map(str, SIZE),
+                                  *map(str, flags)])
+
+
+def run_onnx(path):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
+
+
+RUNNERS = {'onnx': run_onnx, 'torchscript': torch.jit.load}
+
+
+@torch.no_grad()
+def assert_agrees(run, reference, shapes):
+    for shape in shapes:
+        images = torch.randn(shape)
+        expected = reference(images)
+        outputs = run(images)
+        assert len(outputs) == len(expected)
+        for output, target in zip(outputs, expected):
+            torch.testing.assert_close(output, target, rtol=1e-3, atol=1e-4 * target.abs().max().item())
+
+
+@pytest.fixture
+def file_format(request):
+    """A format that can be written here."""
+    for package in ('onnx', 'onnxruntime') if request.param == 'onnx' else ():
+        pytest.importorskip(package, reason=f'needs {package}')
+    return request.param
+
+
+@pytest.mark.parametrize('file_format, suffix', [('onnx', '.onnx'), ('torchscript', '.ts')], indirect=['file_format'])
+def test_backbone_file_is_the_trained_backbone(trained, file_format, suffix, capfd):
+    folder, net = trained
+    assert export(folder, '--format', file_format) == 0
+    path = folder / f'small_backbone{suffix}'
+    assert_agrees(RUNNERS[file_format](path), net.backbone, [(1, 3, *SIZE), (3, 3, *SIZE), (2, 3, 96, 32)])
+    said = capfd.readouterr().out
+    assert path.name in said and "'mean': [123.675, 116.28, 103.53]" in said
+    assert len(re.findall(r'checked at \(\d, \d+, \d+\): off by', said)) == 4
+
+
+@pytest.mark.parametrize('file_format', ['onnx', 'torchscript'], indirect=True)
+def test_model_file_returns_the_logits_of_the_image(trained, file_format, tmp_path):
+    folder, net = trained
+    path = tmp_path / 'model'
+    assert export(folder, '--format', file_format, '--scope', 'model', '--dynamic', 'batch', '--out', path) == 0
+    metas = [dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE)]
+    assert_agrees(RUNNERS[file_format](path), lambda images: [net.inference(images, metas * len(images))],
+                  [(1, 3, *SIZE), (3, 3, *SIZE)])
+
+
+def refused(capfd, status):
+    assert status == 2
+    errors = re.findall('^error: .*', capfd.readouterr().err, re.MULTILINE)
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_missing_checkpoint(trained, capfd):
+    assert 'missing/epoch_1.pth does not exist' in refused(
+        capfd, export(trained[0], '--format', 'onnx', checkpoint='missing/epoch_1.pth'))
+
+
+def test_checkpoint_of_another_model(trained, tmp_path, capfd):
+    folder, net = trained
+    torch.save(dict(state_dict=net.backbone.state_dict()), tmp_path / 'backbone.pth')
+    line = refused(capfd, export(folder, '--format', 'onnx', checkpoint=tmp_path / 'backbone.pth'))
+    assert 'does not fit EncoderDecoder' in line and 'are missing' in line
+    assert not list(tmp_path.glob('*.onnx'))
+
+
+def test_checkpoint_that_is_more_than_weights(trained, tmp_path, capfd):
+    folder, net = trained
+    torch.save(dict(state_dict=net.state_dict(), config=Config()), tmp_path / 'odd.pth')
+    assert '--unsafe-checkpoint' in refused(capfd, export(folder, '--format', 'torchscript', checkpoint=tmp_path / 'odd.pth'))
+    assert export(folder, '--format', 'torchscript', '--unsafe-checkpoint', checkpoint=tmp_path / 'odd.pth') == 0
+    assert (tmp_path / 'small_backbone.ts').is_file()
+
+
+def test_unknown_format(trained, capfd):
+    assert export(trained[0], '--format', 'tflite') == 2
+    assert re.search("error: argument --format: invalid choice: 'tflite'.*onnx.*torchscript.*pt2", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize('place, words', [
+    ('nowhere/net.onnx', r'folder \S+/nowhere does not exist: make it, or name a file elsewhere by --out'),
+    ('.', 'is a folder: name a file in it by --out')])
+def test_target_that_cannot_be_written(trained, tmp_path, place, words, capfd):
+    line = refused(capfd, export(trained[0], '--format', 'onnx', '--out', tmp_path / place))
+    assert re.search(words, line), line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('size', [('0', '64'), ('64', '-32')])
+def test_size_of_no_image(trained, size, capfd):
+    line = refused(capfd, export(trained[0], '--format', 'onnx', '--size', *size))
+    assert f'--size {" ".join(size)}' in line and 'in pixels' in line
+
+
+def test_missing_config(trained, capfd):
+    assert 'config nowhere.py does not exist' in refused(capfd, run_tool(
+        'export.py', ['nowhere.py', str(trained[0] / 'epoch_1.pth'), '--format', 'onnx']))
