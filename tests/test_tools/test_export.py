@@ -1,4 +1,7 @@
-"""tools/export.py: the file against the trained model itself, and what it refuses. A pt2 file takes half a minute; tests/test_deploy has one."""
+"""tools/export.py: the file against the trained model itself, and what it refuses.
+
+A pt2 file takes half a minute to compile; tests/test_deploy has one.
+"""
 import re
 
 import pytest
