@@ -1,6 +1,12 @@
-"""The recomputing convolution of a child against the plain formula."""
+"""The recomputing convolution of a child against the plain formula, alone and in what surrounds it in training."""
+import os
+import shutil
+import warnings
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,7 +80,7 @@ def _child(channels=8):
 def _child_gradients(child, x, forward=None):
     child.zero_grad()
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = (forward or child)(x)
+    y = (child if forward is None else forward)(x)
     y.float().square().mean().backward()
     return y, [x.grad] + [p.grad for p in child.parameters()]
 
@@ -147,3 +153,110 @@ def test_padding_modes_and_names_keep_working():
         reference = nn.Conv2d(8, 8, 3, bias=False, **options)
         reference.weight = nn.Parameter(child.modulated_weight())
         torch.testing.assert_close(child(x), reference(x * child.gate(x)))
+
+
+class _Net(nn.Module):
+    """A parent and two children of it, of which one can be left out; everything in double precision."""
+
+    def __init__(self, use_reentrant=None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.parent = nn.Conv2d(8, 8, 3, padding=1)
+        self.child = ChildConv2d(self.parent, padding=1, bias=True)
+        self.side = ChildConv2d(self.parent, padding=2, dilation=2)
+        self.use_reentrant = use_reentrant
+        for child in (self.child, self.side):
+            nn.init.normal_(child.filter_scale, std=0.3)
+            nn.init.normal_(child.spatial_scale, std=0.3)
+        self.double().eval()
+
+    def forward(self, x, with_side=True):
+        x = self.stem(x).sigmoid()
+        y = self._run(self.child, x).sigmoid()
+        return self.parent(y + self._run(self.side, x) if with_side else y)
+
+    def _run(self, block, x):
+        return block(x) if self.use_reentrant is None else checkpoint(block, x, use_reentrant=self.use_reentrant)
+
+
+def _gradients_by_name(net, loss):
+    loss.backward()
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+#: name -> how activations are kept, options of DistributedDataParallel, whether each of two processes takes the side branch
+DISTRIBUTED = {
+    'plain': (None, dict(), (True, True)),
+    'gradients as views of the buckets': (None, dict(gradient_as_bucket_view=True), (True, True)),
+    'find unused, all used': (None, dict(find_unused_parameters=True), (True, True)),
+    'find unused, a child unused': (None, dict(find_unused_parameters=True), (False, False)),
+    'find unused, a child unused in one process': (None, dict(find_unused_parameters=True), (True, False)),
+    'checkpointed': (False, dict(), (True, True)),
+    'checkpointed, find unused, a child unused in one process': (False, dict(find_unused_parameters=True), (True, False)),
+    'checkpointed by the reentrant way': (True, dict(static_graph=True), (True, True)),
+}
+
+
+def _train_distributed(rank, folder):
+    """One process of two: the gradients of every case after one backward pass over its half of the batch."""
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    state, halves = torch.load(folder / 'task.pt')
+    gradients = {}
+    for case, (use_reentrant, options, with_side) in DISTRIBUTED.items():
+        net = _Net(use_reentrant)
+        net.load_state_dict(state)
+        ddp = nn.parallel.DistributedDataParallel(net, **options)
+        loss = ddp(halves[rank], with_side[rank]).square().mean()
+        gradients[case] = {key: grad if grad is None else grad.clone() for key, grad in _gradients_by_name(net, loss).items()}
+    torch.save(gradients, folder / f'gradients{rank}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def distributed(tmp_path_factory):
+    """Weights, the two halves of a batch, and the gradients of both processes, which start once for all cases."""
+    folder = tmp_path_factory.mktemp('distributed')
+    torch.manual_seed(0)
+    state, halves = _Net().state_dict(), torch.randn(2, 2, 3, 9, 7, dtype=torch.double)
+    torch.save((state, halves), folder / 'task.pt')
+    mp.spawn(_train_distributed, (folder, ), nprocs=2)
+    return state, halves, [torch.load(folder / f'gradients{rank}.pt') for rank in range(2)]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason='torch is built without gloo')
+@pytest.mark.parametrize('case', DISTRIBUTED)
+def test_distributed_gradients_are_those_of_one_process(distributed, case, monkeypatch):
+    state, halves, gradients = distributed
+    _force_plain(monkeypatch)
+    net, with_side = _Net(), DISTRIBUTED[case][2]
+    net.load_state_dict(state)
+    if with_side[0] == with_side[1]:
+        loss = net(halves.flatten(0, 1), with_side[0]).square().mean()
+    else:
+        loss = sum(net(half, side).square().mean() for half, side in zip(halves, with_side)) / 2
+    expected = _gradients_by_name(net, loss)
+    unused = {name for name, grad in expected.items() if grad is None}
+    assert unused == ({name for name in expected if name.startswith('side.')} if not any(with_side) else set())
+    assert all(grad.abs().max() > 0 for name, grad in expected.items() if name not in unused)
+    for of_rank in gradients:
+        assert {name for name, grad in of_rank[case].items() if grad is None} == unused
+        for name in expected.keys() - unused:
+            torch.testing.assert_close(of_rank[case][name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get('CXX', 'g++')) is None, reason='torch.compile needs a C++ compiler')
+def test_compiled_child_takes_the_plain_path_to_the_same_gradients(monkeypatch):
+    child, x = _child(), torch.randn(2, 8, 6, 5)
+    expected = _child_gradients(child, x)
+
+    def refuse(*args):
+        raise AssertionError('the recomputing convolution was taken')
+
+    monkeypatch.setattr('mmkerneldna.layers.child_conv.gated_conv2d', refuse)
+    with pytest.raises(AssertionError, match='was taken'):
+        child(x)
+    torch._dynamo.reset()
+    _assert_all_close(_child_gradients(child, x, torch.compile(child, fullgraph=True)), expected, rtol=1e-4, atol=1e-5)
