@@ -37,7 +37,8 @@ from mmkerneldna.evaluation.workload import Workload, inference_call, train_call
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
 PARTS = dict(
-    faster=('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py'),
+    faster=('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+            'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py'),
     upernet=('mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
              'mmkerneldna::upernet/upernet_kdna-r50_4xb4-160k_ade20k-512x512.py'))
 
@@ -130,7 +131,8 @@ def train(depth: int, batch: int, size, args) -> None:
         calls[f'{name} step'] = train_call(model, workload)
         kept[name] = training_memory(model, calls[f'{name} step'], workload)
     times = measure(calls, args)
-    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', times, {'kdna step': ['static step']})
+    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', times,
+         {'kdna step': ['static step']})
     Console().print(f'memory MiB: static {kept["static"]:.1f}, kdna {kept["kdna"]:.1f}, ratio '
                     f'{kept["kdna"] / kept["static"]:.3f}')
 

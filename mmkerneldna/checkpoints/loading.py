@@ -43,11 +43,15 @@ def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict
         raise CheckpointError(f'checkpoint {path} does not exist')
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(path, map_location=map_location, weights_only=not unsafe)
+            held = torch.load(path, map_location=map_location, weights_only=not unsafe)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle make an unpickler raise anything
         raise CheckpointError(_damage(path, f'{type(error).__name__}: {error}')) from error
+    if not isinstance(held, Mapping):
+        raise CheckpointError(f'checkpoint {path} holds a {type(held).__name__}; expected a state dict, or a dict with one '
+                              "under 'state_dict' or 'model'")
+    return held
 
 
 def _damage(path: str, cause: str) -> str:

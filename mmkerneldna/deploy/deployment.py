@@ -61,8 +61,9 @@ def deploy(model: nn.Module,
            probe: Probe = None) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
-    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout. The copy is compared with the original on a probe input before it is returned. The original is left as it is; one in
-    training mode is deployed as it would evaluate.
+    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout. The copy is compared with the original
+    on a probe input before it is returned. The original is left as it is; one in training mode is deployed as it would
+    evaluate.
 
     Args:
         model (nn.Module): a backbone or a whole mmdet / mmseg model.

@@ -18,7 +18,8 @@ class PackedConv2d(nn.Conv2d):
 
     The copy is made at the first call, and again when the kernel was changed, cast or moved. Calls that oneDNN's packed
     convolution can't take (gradients, another dtype or device, tracing, padding that is not zeros or not given in numbers,
-    an empty batch, wrong channels) run as an ``nn.Conv2d``. Returns channels_last. The layout depends on the kernel, not on the input size.
+    an empty batch, wrong channels) run as an ``nn.Conv2d``. Returns channels_last. The layout depends on the kernel, not on
+    the input size.
 
     Args:
         conv (nn.Conv2d): shares its parameters.
@@ -40,9 +41,10 @@ class PackedConv2d(nn.Conv2d):
                                                        self.groups, 'none', [], '')
 
     def _takes(self, input: Tensor, weight: Tensor) -> bool:
-        return (input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels and input.dtype == weight.dtype and input.dtype in PACKED_DTYPES
-                and input.device.type == weight.device.type == 'cpu' and self.padding_mode == 'zeros'
-                and not isinstance(self.padding, str)
+        return (input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels
+                and input.dtype == weight.dtype and input.dtype in PACKED_DTYPES
+                and input.device.type == weight.device.type == 'cpu'
+                and self.padding_mode == 'zeros' and not isinstance(self.padding, str)
                 and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
                 and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
 

@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves
 Probe = Union[None, Tensor, Sequence[Tensor], Callable[[nn.Module], object]]
 
 
-def make_probe(module: nn.Module, probe: Probe = None, size: Tuple[int, int] = (64, 96)) -> Callable[[nn.Module], List[Tensor]]:
+def make_probe(module: nn.Module, probe: Probe = None,
+               size: Tuple[int, int] = (64, 96)) -> Callable[[nn.Module], List[Tensor]]:
     """A function that runs the forward pass of a model and returns all its output tensors.
 
     Args:

@@ -68,9 +68,9 @@ class DCDConv2d(nn.modules.conv._ConvNd):
     ``y = Lambda(x) (W_0 * x) + P (norm(Phi(x) h) + h)`` with ``h = norm(Q^T x)``. The two norms and the identity beside
     Phi are in the released code and in the published parameters; the paper's formula leaves them out.
 
-    A depthwise kernel has no channels to fuse, but taps: ``W(x) = Lambda(x) W_0 + P Phi(x) R^T`` with W_0 as a (C, k^2) matrix,
-    P (C, L), Phi(x) (L, L_k) and R (k^2, L_k), L_k half of the taps (paper, section 4.2, without norms). The released nets
-    keep their depthwise convolutions static.
+    A depthwise kernel has no channels to fuse, but taps: ``W(x) = Lambda(x) W_0 + P Phi(x) R^T`` with W_0 as a (C, k^2)
+    matrix, P (C, L), Phi(x) (L, L_k) and R (k^2, L_k), L_k half of the taps (paper, section 4.2, without norms). The
+    released nets keep their depthwise convolutions static.
 
     It is no ``nn.Conv2d``, because its output is more than one convolution: ``mmcv.cnn.fuse_conv_bn``, which would fold
     the following BN into W_0 alone, leaves it as it is.
@@ -78,8 +78,8 @@ class DCDConv2d(nn.modules.conv._ConvNd):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as in ``nn.Conv2d``.
         groups (int): 1, or for a depthwise layer that of its input and output channels.
-        latent_channels (int, optional): L. Defaults to ``int(sqrt(C_in * pool_size**2))``, the released ResNets'; of a depthwise
-            layer to ``C / 2**int(log2(sqrt(C)))``, rounded down (the paper).
+        latent_channels (int, optional): L. Defaults to ``int(sqrt(C_in * pool_size**2))``, the released ResNets'; of a
+            depthwise layer to ``C / 2**int(log2(sqrt(C)))``, rounded down (the paper).
         pool_size (int): side of the pooled map in front of the fusion branch; 1 in the paper's bottleneck blocks, 2 in
             its basic blocks (ResNet-18). Defaults to 1.
         reduction (int): max(pooled features, L^2) over the hidden width of the fusion branch, which is at least 4.
@@ -87,7 +87,8 @@ class DCDConv2d(nn.modules.conv._ConvNd):
         norm_cfg (dict, optional): the two norms, BN (the paper), SyncBN, GN or None; a depthwise layer has none.
 
     Raises:
-        ValueError: ``groups`` between one and the channels, L or ``pool_size`` below 1, ``reduction`` out of range, or a layer norm.
+        ValueError: ``groups`` between one and the channels, L or ``pool_size`` below 1, ``reduction`` out of range, or a
+            layer norm.
     """
 
     # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static

@@ -1,9 +1,13 @@
 import os
 import pickle
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.logging import MessageHub
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
@@ -94,6 +98,22 @@ def test_cut_short(tmp_path, keep):
 def test_no_checkpoint_at_all(tmp_path):
     (tmp_path / 'a.pth').write_text('hello')
     with pytest.raises(CheckpointError, match='no checkpoint at all'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=st.binary(min_size=1, max_size=40) | st.binary(max_size=30).map(lambda tail: b'\x80\x02' + tail))
+def test_any_other_content_is_one_clear_error(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'a.pth')
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match='no checkpoint at all|holds'):
+            read_checkpoint(path)
+
+
+def test_a_list_is_no_checkpoint(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='holds a list; expected a state dict'):
         read_checkpoint(tmp_path / 'a.pth')
 
 

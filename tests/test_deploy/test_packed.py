@@ -30,8 +30,8 @@ def test_equals_conv2d(kernel, stride, padding, dilation, groups, bias, batch, s
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for height in (side, side + 5):  # the packed kernel serves every size
         x = torch.randn(batch, 8, height, side).contiguous(memory_format=layout)
-        expected = F.conv2d(x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), stride, padding,
-                            dilation, groups)
+        expected_bias = None if conv.bias is None else conv.bias.double()
+        expected = F.conv2d(x.double(), conv.weight.double(), expected_bias, stride, padding, dilation, groups)
         with torch.no_grad():
             y = packed(x)
         assert y.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Convolutions with kernels mixed from a bank: gradients against autograd's on the plain formula, and what is kept for them."""
+"""Convolutions with kernels mixed from a bank: gradients against autograd's on the plain formula, and what they keep."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ def gradients(y, tensors, cotangent):
 @settings(deadline=None, max_examples=40)
 @given(batch=st.integers(1, 5), n=st.integers(1, 4), scales=st.integers(0, 2), stride=st.integers(1, 2),
        padding=st.integers(0, 2), dilation=st.integers(1, 2), kernel=st.sampled_from([1, 3]),
-       strategy=st.sampled_from(STRATEGIES), limit=st.sampled_from([1, 400, 10**9]), frozen=st.sets(st.integers(0, 4), max_size=4))
+       strategy=st.sampled_from(STRATEGIES), limit=st.sampled_from([1, 400, 10**9]),
+       frozen=st.sets(st.integers(0, 4), max_size=4))
 def test_gradients_are_those_of_the_formula(batch, n, scales, stride, padding, dilation, kernel, strategy, limit, frozen):
     tensors = make(batch, n, kernel=kernel)[:3 + scales]
     for i in frozen:
@@ -93,7 +94,8 @@ def test_several_mixtures_per_sample():
     y = bank_conv2d(x, attention, bank, place, (6, 4, 3, 3))
     torch.testing.assert_close(y, expected)
     cotangent = torch.randn_like(y)
-    for ours, theirs in zip(gradients(y, (x, attention, bank), cotangent), gradients(expected, (x, attention, bank), cotangent)):
+    tensors = (x, attention, bank)
+    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
         torch.testing.assert_close(ours, theirs)
 
 
