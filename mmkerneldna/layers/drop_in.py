@@ -12,8 +12,12 @@ def copy_geometry(layer: nn.Module, conv: nn.Conv2d) -> None:
 
 def in_format_of(x: Tensor, y: Tensor) -> Tensor:
     """``y`` as channels_last where ``x`` is."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x`` lies in memory as channels_last and in no other way."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -31,6 +31,12 @@ def can_recompute(x: Tensor, padding) -> bool:
             and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
 
 
+def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
+    """What autocast computes convolutions of ``x`` in, None where it is off."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
                  bias: Optional[Tensor], stride: Tuple[int, int], padding: Tuple[int, int], dilation: Tuple[int, int],
                  groups: int) -> Tensor:
@@ -50,9 +56,8 @@ def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, 
     Returns:
         Tensor: (N, C_out, H', W').
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return _GatedConv2d.apply(x, gate, weight, filter_scale, spatial_scale, bias, (stride, padding, dilation, groups), dtype)
+    geometry = (stride, padding, dilation, groups)
+    return _GatedConv2d.apply(x, gate, weight, filter_scale, spatial_scale, bias, geometry, autocast_dtype(x))
 
 
 class _GatedConv2d(torch.autograd.Function):

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .gated_conv import can_recompute
+from .gated_conv import autocast_dtype, can_recompute
 from .per_sample import (Pair, PaddingLike, add_bias, assembled_conv2d, check_strategy, convolve_part, join, part_gradients,
-                         part_size)
+                         part_size, parts_of)
 
 
 def mixture_conv2d(x: Tensor,
@@ -58,19 +58,16 @@ def mixture_conv2d(x: Tensor,
     if strategy == 'outputs':
         return add_bias(_mix_outputs(x, attention, experts, scales, geometry), bias)
     last = experts.permute(0, 1, 3, 4, 2)
-    if last.is_contiguous() and not experts.is_contiguous():  # channels_last: mixed as they lie in memory
+    channels_last = last.is_contiguous() and not experts.is_contiguous()
+    bank = last if channels_last else experts  # mixed as they lie in memory
+    piece_shape = bank.shape[1:]
 
-        def place(mixed: Tensor, *factors: Tensor) -> Tensor:
-            return _scaled(mixed.unflatten(1, last.shape[1:]).permute(0, 1, 4, 2, 3), factors, attention is not None)
+    def place(mixed: Tensor, *factors: Tensor) -> Tensor:
+        kernels = mixed.unflatten(1, piece_shape)
+        return _scaled(kernels.permute(0, 1, 4, 2, 3) if channels_last else kernels, factors, attention is not None)
 
-        bank = last.flatten(1)
-    else:
-
-        def place(mixed: Tensor, *factors: Tensor) -> Tensor:
-            return _scaled(mixed.unflatten(1, experts.shape[1:]), factors, attention is not None)
-
-        bank = experts.flatten(1)
-    return bank_conv2d(x, attention, bank, place, experts.shape[1:], bias, **geometry, factors=scales, strategy=strategy)
+    return bank_conv2d(x, attention, bank.flatten(1), place, experts.shape[1:], bias, **geometry, factors=scales,
+                       strategy=strategy)
 
 
 def bank_conv2d(x: Tensor,
@@ -109,9 +106,8 @@ def bank_conv2d(x: Tensor,
         return assembled_conv2d(x, kernel_shape, lambda part: place(_mix(attention, bank, part), *_of(factors, part)), bias,
                                 **geometry, strategy=strategy)
     strategy = check_strategy(strategy, x, kernel_shape, **geometry)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return add_bias(_BankConv2d.apply(x, attention, bank, place, kernel_shape, geometry, strategy, dtype, *factors), bias)
+    y = _BankConv2d.apply(x, attention, bank, place, kernel_shape, geometry, strategy, autocast_dtype(x), *factors)
+    return add_bias(y, bias)
 
 
 class _BankConv2d(torch.autograd.Function):
@@ -124,7 +120,7 @@ class _BankConv2d(torch.autograd.Function):
         x, bank = _cast(x, dtype), _cast(bank, dtype)
         return join([
             convolve_part(strategy, x[part], _cast(place(_mix(attention, bank, part), *_of(factors, part)), dtype), **geometry)
-            for part in _parts(len(x), ctx.step)
+            for part in parts_of(len(x), ctx.step)
         ])
 
     @staticmethod
@@ -136,7 +132,7 @@ class _BankConv2d(torch.autograd.Function):
         x_cast, bank_cast = _cast(x, ctx.dtype), _cast(bank, ctx.dtype)
         grads = _Gradients(x if need_x else None, attention if need_attention else None, bank if need_bank else None,
                            [factor if need else None for factor, need in zip(factors, need_factors)])
-        for part in _parts(len(x), ctx.step):
+        for part in parts_of(len(x), ctx.step):
             leaves = [t.detach().requires_grad_() for t in (_mix(attention, bank_cast, part), *_of(factors, part))]
             with torch.enable_grad():
                 kernels = _cast(ctx.place(*leaves), ctx.dtype)
@@ -203,10 +199,6 @@ def _scaled(kernels: Tensor, factors: Sequence[Tensor], fresh: bool) -> Tensor:
         kernels = kernels.mul_(factor) if fresh and not torch.is_grad_enabled() else kernels * factor
         fresh = True
     return kernels
-
-
-def _parts(batch: int, step: int) -> List[slice]:
-    return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
 
 
 def _of(factors: Sequence[Tensor], part: slice) -> List[Tensor]:

@@ -20,11 +20,13 @@ All of them follow autocast (the kernel is cast with the input), return the memo
 empty batch, which a RoI head may send.
 """
 import math
-from typing import Callable, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .drop_in import in_format_of, is_channels_last
 
 Pair = Union[int, Sequence[int]]
 PaddingLike = Union[int, Sequence[int], str]
@@ -99,7 +101,7 @@ def assembled_conv2d(x: Tensor,
         # Split, not sliced: the gradient of each slice would be a tensor of the size of the whole.
         parts = zip(x.split(step), assemble(slice(None)).split(step))
     else:
-        parts = ((x[i:i + step], assemble(slice(i, i + step))) for i in range(0, len(x), step))
+        parts = ((x[part], assemble(part)) for part in parts_of(len(x), step))
     return add_bias(join([convolve_part(strategy, *part, **geometry) for part in parts]), bias)
 
 
@@ -113,7 +115,7 @@ def select_per_sample(x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, 
         # because cuDNN's grouped kernels are written for depthwise and ResNeXt shapes, not for wide 1x1 groups.
         return 'matmul' if _is_pointwise(kernel_shape, padding) and groups == 1 else 'grouped'
     # a folded batch has to leave channels_last and come back
-    return 'loop' if _is_channels_last(x) else 'chunks'
+    return 'loop' if is_channels_last(x) else 'chunks'
 
 
 def check_strategy(strategy: Optional[str], x: Tensor, kernel_shape: Sequence[int], stride: Pair, padding: PaddingLike,
@@ -142,6 +144,11 @@ def part_size(strategy: str, x: Tensor, kernel_shape: Sequence[int], stride: Pai
     return -(-batch // -(-batch // chunk))  # equal parts
 
 
+def parts_of(batch: int, step: int) -> List[slice]:
+    """The batch cut into slices of ``step`` samples."""
+    return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
+
+
 def convolve_part(strategy: str, x: Tensor, weight: Tensor, stride: Pair, padding: PaddingLike, dilation: Pair,
                   groups: int) -> Tensor:
     """All samples of a part at once: (n, C_in, H, W), (n, C_out, C_in/g, k, k) -> (n, C_out, H', W')."""
@@ -153,7 +160,7 @@ def convolve_part(strategy: str, x: Tensor, weight: Tensor, stride: Pair, paddin
     y = F.conv2d(x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), None, stride, padding, dilation,
                  batch * groups)
     y = y.view(batch, -1, *y.shape[-2:])
-    return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
+    return in_format_of(x, y)
 
 
 def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
@@ -174,7 +181,7 @@ def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, strid
 
 def _matmul(x, weight, stride, groups):
     step_h, step_w = pair(stride)
-    channels_last = _is_channels_last(x) and groups == 1
+    channels_last = is_channels_last(x) and groups == 1
     x = x[:, :, ::step_h, ::step_w]
     batch, channels, height, width = x.shape
     kernel = weight.reshape(batch * groups, -1, channels // groups)
@@ -221,7 +228,3 @@ def pair(value: Pair) -> Tuple[int, int]:
 
 def _is_pointwise(kernel_shape, padding):
     return tuple(kernel_shape[-2:]) == (1, 1) and padding in (0, (0, 0), [0, 0], 'valid', 'same')
-
-
-def _is_channels_last(x):
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

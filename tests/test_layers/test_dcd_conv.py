@@ -27,13 +27,16 @@ def centre_kernel(layer, matrix):
     return kernel
 
 
+def naive_hidden(branch, sample):
+    hidden = branch.fc.weight @ pooled(sample, branch.pool_size)
+    return hidden * hard_sigmoid(branch.self_gate.weight @ hidden)
+
+
 def naive_dcd(layer, x):
     """Li et al. 2021: Lambda W_0 + P Phi Q^T with Q at the kernel's centre, and the released code's norms."""
-    branch, pool = layer.fusion, layer.fusion.pool_size
-    scales, phis = [], []
+    branch, scales, phis = layer.fusion, [], []
     for sample in x:
-        hidden = branch.fc.weight @ pooled(sample, pool)
-        hidden = hidden * hard_sigmoid(branch.self_gate.weight @ hidden)
+        hidden = naive_hidden(branch, sample)
         scales.append(hard_sigmoid(branch.scale_fc.weight @ hidden))
         size = layer.q.out_channels
         phis.append((branch.phi_fc.weight @ hidden).view(size, size))
@@ -57,8 +60,7 @@ def naive_depthwise_dcd(layer, x):
     """Li et al. 2021, section 4.2: Lambda W_0 + P Phi R^T on a (C, k^2) matrix."""
     branch, out = layer.fusion, []
     for sample in x:
-        hidden = branch.fc.weight @ pooled(sample, branch.pool_size)
-        hidden = hidden * hard_sigmoid(branch.self_gate.weight @ hidden)
+        hidden = naive_hidden(branch, sample)
         phi = (branch.phi_fc.weight @ hidden).view(layer.p.in_features, layer.r.in_features)
         matrix = hard_sigmoid(branch.scale_fc.weight @ hidden)[:, None] * layer.weight.flatten(1)
         matrix = matrix + torch.einsum('cl,lm,tm->ct', layer.p.weight, phi, layer.r.weight)

@@ -36,6 +36,12 @@ def gradients(y, tensors, cotangent):
     return torch.autograd.grad(y, wanted, cotangent)
 
 
+def assert_same_gradients(y, expected, tensors):
+    cotangent = torch.randn_like(expected)
+    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
+        torch.testing.assert_close(ours, theirs)
+
+
 @settings(deadline=None, max_examples=40)
 @given(batch=st.integers(1, 5), n=st.integers(1, 4), scales=st.integers(0, 2), stride=st.integers(1, 2),
        padding=st.integers(0, 2), dilation=st.integers(1, 2), kernel=st.sampled_from([1, 3]),
@@ -71,10 +77,8 @@ def test_gradcheck():
 def test_pointwise_kernels(strategy, stride):
     tensors = make(kernel=1)[:3]
     expected = plain(*tensors, stride=stride)
-    cotangent = torch.randn_like(expected)
     y = mixture_conv2d(*tensors, stride=stride, strategy=strategy)
-    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
-        torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(y, expected, tensors)
 
 
 def test_several_mixtures_per_sample():
@@ -93,23 +97,19 @@ def test_several_mixtures_per_sample():
     expected = torch.cat([F.conv2d(x[i:i + 1], kernels[i]) for i in range(3)])
     y = bank_conv2d(x, attention, bank, place, (6, 4, 3, 3))
     torch.testing.assert_close(y, expected)
-    cotangent = torch.randn_like(y)
     tensors = (x, attention, bank)
-    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
-        torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(y, expected, tensors)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_channels_last_gradients(layout):
     x, attention, experts, *_ = make()
     expected = plain(x, attention, experts)
-    cotangent = torch.randn_like(expected)
     laid = experts.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, experts.shape[:2])
     y = mixture_conv2d(x.contiguous(memory_format=layout), attention, laid)
     assert y.is_contiguous(memory_format=layout)
     tensors = (x, attention, experts)
-    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
-        torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(y, expected, tensors)
 
 
 def test_under_autocast():
@@ -166,18 +166,14 @@ def test_second_derivative_is_refused():
 def test_plain_path_where_nothing_can_be_recomputed(monkeypatch):
     tensors = make()[:4]
     expected = plain(*tensors)
-    cotangent = torch.randn_like(expected)
     monkeypatch.setattr(mixture, 'can_recompute', lambda *args: False)
     y = mixture_conv2d(*tensors[:3], scales=tensors[3:])
     assert type(y.grad_fn).__name__ != '_BankConv2dBackward'
-    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
-        torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(y, expected, tensors)
 
 
 def test_padding_by_name():
     tensors = make()[:3]
     expected = plain(*tensors, padding=1)
-    cotangent = torch.randn_like(expected)
     y = mixture_conv2d(*tensors, padding='same')
-    for ours, theirs in zip(gradients(y, tensors, cotangent), gradients(expected, tensors, cotangent)):
-        torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(y, expected, tensors)
