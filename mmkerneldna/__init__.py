@@ -4,7 +4,7 @@ from ._dependencies import DependencyError, check_dependencies
 check_dependencies()
 
 from . import _config_scopes  # noqa: E402,F401  (before any config names mmseg:: or mmkerneldna::)
-from . import layers, sharing, backbones, checkpoints, datasets, engine, evaluation, deploy  # noqa: E402,F401
+from . import layers, sharing, backbones, checkpoints, datasets, deploy, hooks, launch  # noqa: E402,F401
 from .version import __version__  # noqa: E402
 
 __all__ = ['DependencyError', '__version__']

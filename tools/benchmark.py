@@ -23,15 +23,15 @@ import torch
 from mmengine.config import DictAction
 
 from mmkerneldna.deploy import deploy
-from mmkerneldna.engine import launch
-from mmkerneldna.engine.arguments import add_deploy_arguments
-from mmkerneldna.engine.user_errors import UsageError, one_line_errors
-from mmkerneldna.evaluation.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
-from mmkerneldna.evaluation.environment import describe, environment
-from mmkerneldna.evaluation.input_size import parse_sizes, size_from_config
-from mmkerneldna.evaluation.tables import (Column, failure_notes, markdown, rich_table, wide_console, write_csv,
+from mmkerneldna import launch
+from mmkerneldna.launch.arguments import add_deploy_arguments
+from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
+from mmkerneldna.measure.environment import describe, environment
+from mmkerneldna.measure.input_size import parse_sizes, size_from_config
+from mmkerneldna.measure.tables import (Column, failure_notes, markdown, rich_table, wide_console, write_csv,
                                            write_json, write_text)
-from mmkerneldna.evaluation.workload import Workload
+from mmkerneldna.measure.workload import Workload
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0))

@@ -9,7 +9,7 @@ within a round, so that a machine that is slow for a while is slow for both. --c
 instead (use it with --threads 1 on a machine that others use as well).
 
 Weights are random. So that Faster R-CNNs do equal work end to end, the values of two head outputs are replaced by the same
-made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.evaluation.fixed_proposals).
+made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
 """
 import argparse
 import time
@@ -28,11 +28,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import run_parts
-from mmkerneldna.engine.user_errors import one_line_errors
-from mmkerneldna.evaluation.environment import describe, environment
-from mmkerneldna.evaluation.input_size import parse_sizes
-from mmkerneldna.evaluation.latency import synchronize
-from mmkerneldna.evaluation.workload import Workload, inference_call, train_call
+from mmkerneldna.errors import one_line_errors
+from mmkerneldna.measure.environment import describe, environment
+from mmkerneldna.measure.input_size import parse_sizes
+from mmkerneldna.measure.latency import synchronize
+from mmkerneldna.measure.workload import Workload, inference_call, train_call
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}

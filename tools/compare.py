@@ -16,15 +16,15 @@ import torch
 from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
-from mmkerneldna.engine import launch
-from mmkerneldna.engine.user_errors import UsageError, one_line_errors
-from mmkerneldna.evaluation.benchmark import COST_COLUMNS, Benchmark, Subject, build_from_config
-from mmkerneldna.evaluation.comparison import Run, Variant, execute, parse_variant, recipe_of, variant_rows
-from mmkerneldna.evaluation.environment import describe, environment
-from mmkerneldna.evaluation.input_size import parse_sizes, size_from_config
-from mmkerneldna.evaluation.report import make_report, terminal_columns, write_report
-from mmkerneldna.evaluation.tables import rich_table, wide_console, write_json
-from mmkerneldna.evaluation.workload import Workload
+from mmkerneldna import launch
+from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.measure.benchmark import COST_COLUMNS, Benchmark, Subject, build_from_config
+from mmkerneldna.runs.comparison import Run, Variant, execute, parse_variant, recipe_of, variant_rows
+from mmkerneldna.measure.environment import describe, environment
+from mmkerneldna.measure.input_size import parse_sizes, size_from_config
+from mmkerneldna.runs.report import make_report, terminal_columns, write_report
+from mmkerneldna.measure.tables import rich_table, wide_console, write_json
+from mmkerneldna.measure.workload import Workload
 
 console = wide_console()
 

@@ -12,7 +12,7 @@ import torch
 
 from mmkerneldna.checkpoints import convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
-from mmkerneldna.engine.user_errors import one_line_errors
+from mmkerneldna.errors import one_line_errors
 
 CONVERTERS = {
     'kdna-resnet18': partial(convert_official, arch='resnet18'),

@@ -18,9 +18,9 @@ from rich.console import Console
 from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
 from mmkerneldna.deploy import DeployError, lean_copy
 from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, ExportError, export
-from mmkerneldna.engine import launch
-from mmkerneldna.engine.user_errors import UsageError, one_line_errors
-from mmkerneldna.evaluation.benchmark import build_from_config
+from mmkerneldna import launch
+from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.measure.benchmark import build_from_config
 
 
 def parse_args():

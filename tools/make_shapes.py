@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmkerneldna.datasets import describe_shapes, generate_shapes
-from mmkerneldna.engine.user_errors import one_line_errors
+from mmkerneldna.errors import one_line_errors
 
 console = Console()
 

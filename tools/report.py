@@ -9,10 +9,10 @@ test's, else its last validation's; the table says which.
 import argparse
 from pathlib import Path
 
-from mmkerneldna.engine.user_errors import UsageError, one_line_errors
-from mmkerneldna.evaluation.report import make_report, terminal_columns, write_report
-from mmkerneldna.evaluation.results import NoRunsError, collect_run, find_runs, group_rows
-from mmkerneldna.evaluation.tables import rich_table, wide_console
+from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.runs.report import make_report, terminal_columns, write_report
+from mmkerneldna.runs.results import NoRunsError, collect_run, find_runs, group_rows
+from mmkerneldna.measure.tables import rich_table, wide_console
 
 
 def parse_args():

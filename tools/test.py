@@ -3,9 +3,10 @@ import argparse
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna.engine import launch, predictions
-from mmkerneldna.engine.arguments import add_deploy_arguments, parse_run_arguments
-from mmkerneldna.engine.user_errors import one_line_errors
+from mmkerneldna import launch
+from mmkerneldna.launch import predictions
+from mmkerneldna.launch.arguments import add_deploy_arguments, parse_run_arguments
+from mmkerneldna.errors import one_line_errors
 
 
 def parse_args():

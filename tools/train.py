@@ -3,11 +3,13 @@ import argparse
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna.engine import launch, make_repeatable, preflight
-from mmkerneldna.engine.arguments import parse_run_arguments
-from mmkerneldna.engine.schedules import check_schedules
-from mmkerneldna.engine.user_errors import one_line_errors
-from mmkerneldna.sharing.optimizer import check_paramwise
+from mmkerneldna import launch
+from mmkerneldna.launch import preflight
+from mmkerneldna.launch.repeatable import make_repeatable
+from mmkerneldna.launch.arguments import parse_run_arguments
+from mmkerneldna.launch.schedules import check_schedules
+from mmkerneldna.errors import one_line_errors
+from mmkerneldna.sharing.paramwise import check_paramwise
 
 
 def parse_args():

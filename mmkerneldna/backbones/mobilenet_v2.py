@@ -8,7 +8,7 @@ from mmdet.models.backbones.mobilenet_v2 import MobileNetV2
 from mmengine.registry import MODELS
 
 from ..sharing.share import PlanLike, resolve_plan
-from .adapters import SharedKernelBackbone
+from .shared_backbone import SharedKernelBackbone
 
 
 @MODELS.register_module()

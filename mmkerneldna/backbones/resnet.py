@@ -9,7 +9,7 @@ from mmseg.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..sharing.paper_plans import get_plan
 from ..sharing.share import PlanLike, resolve_plan
-from .adapters import SharedKernelBackbone
+from .shared_backbone import SharedKernelBackbone
 
 
 @MODELS.register_module()

@@ -1,4 +1,4 @@
 """Released checkpoints of other code, rewritten to our layout."""
 from .kernel_warehouse import convert_kernelwarehouse, kernelwarehouse_setting
 from .odconv import convert_odconv
-from .official import convert_official
+from .kernel_dna import convert_official

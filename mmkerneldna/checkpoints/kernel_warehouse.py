@@ -16,7 +16,7 @@ from ..layers.kernel_warehouse import KWConv2d
 from ..layers.kernel_warehouse_plan import PRESETS, group_convs, plan_warehouse
 from ..layers.swap import match_convs
 from .mobilenet_names import mobilenet_prefixes
-from .official import unwrap
+from .kernel_dna import unwrap
 
 _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')
 _CLASSIFIER = ('fc.', 'classifier.')

@@ -17,10 +17,12 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
+from ..errors import KernelDNAError
+
 LISTED = 5  # keys named per kind of mismatch
 
 
-class CheckpointError(ValueError):
+class CheckpointError(KernelDNAError, ValueError):
     """A checkpoint that can't be used; the message is one line, but for the lists of keys."""
 
 

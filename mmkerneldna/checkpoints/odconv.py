@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterable, Mapping
 from torch import Tensor
 
 from .mobilenet_names import mobilenet_prefixes
-from .official import unwrap
+from .kernel_dna import unwrap
 
 
 def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:

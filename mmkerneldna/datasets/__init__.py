@@ -1,7 +1,7 @@
 """The generated shapes data set and checks of any data set before training."""
 from .checks import check_data
 from .data_root import override_data_root
-from .errors import DataError
+from ..errors import DataError
 from .shapes import ShapesSpec, describe_shapes, generate_shapes
 from .shapes_art import CLASSES as SHAPES_CLASSES
 from .shapes_chance import chance_scores

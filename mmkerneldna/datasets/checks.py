@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmseg.datasets import BaseSegDataset
 
 from .coco_checks import check_coco, drop_images, load_coco
-from .errors import DataError
+from ..errors import DataError
 from .image_checks import listing
 from .mask_checks import check_masks
 from .shapes_dataset import ShapesDetDataset, ShapesSegDataset

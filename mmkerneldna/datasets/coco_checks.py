@@ -7,7 +7,7 @@ from typing import Dict, List, Sequence
 from mmengine import fileio
 from mmengine.logging import print_log
 
-from .errors import DataError
+from ..errors import DataError
 from .image_checks import faulty_images, listing, spread
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .errors import DataError
+from ..errors import DataError
 
 
 def override_data_root(cfg: Config, root: str) -> None:

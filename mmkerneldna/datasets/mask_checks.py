@@ -8,7 +8,7 @@ import mmcv
 import numpy as np
 from mmengine import fileio
 
-from .errors import DataError
+from ..errors import DataError
 from .image_checks import _THREADS, faulty_images, image_fault, listing, spread
 
 

@@ -23,7 +23,7 @@ from typing import Callable, Dict, Iterable, List, Union
 import cv2
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 from .mask_polygons import mask_to_polygons
 from .shapes_art import CLASSES
 from .shapes_scene import CASES, Instance, Scene, draw_scene

@@ -6,15 +6,12 @@ Letters: N batch, C channels, R hidden width of a gate, H W map size.
 """
 from collections import Counter
 from copy import deepcopy
-from typing import Iterator, List, Tuple
-
 import torch
 from torch import Tensor, nn
 
 from ..layers import ChildConv2d, InputGate
+from ..modules import slots
 from .gate_scale import gate_scale
-
-Slot = Tuple[nn.Module, str, nn.Module]
 
 
 class FoldedGate(nn.Module):
@@ -63,17 +60,11 @@ class GatedConv(nn.Module):
     def __init__(self, child: ChildConv2d) -> None:
         super().__init__()
         self.gate = ScaledByGate(child.gate)
-        self.conv = _plain(child)
+        self.conv = child.to_plain()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         return self.conv(self.gate(x))
-
-
-def slots(module: nn.Module) -> List[Slot]:
-    """(owner, attribute, module) of every place where a submodule hangs, shared ones once per place."""
-    return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items()
-            if child is not None]
 
 
 def bake_children(module: nn.Module) -> int:
@@ -132,24 +123,3 @@ def _contiguous_arguments(module: nn.Module, args: tuple) -> tuple:
 def _transposed_in_memory(kernel: Tensor) -> nn.Parameter:
     """A 1x1 kernel as a matrix whose columns are contiguous: on a CPU the faster one to multiply a single row with."""
     return nn.Parameter(kernel.detach().flatten(1).t().contiguous().t(), requires_grad=False)
-
-
-def _plain(child: ChildConv2d) -> nn.Conv2d:
-    conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
-                     child.dilation, child.groups, child.bias is not None, child.padding_mode, device='meta')
-    factors = (child.weight, child.filter_scale) + (() if child.spatial_scale is None else (child.spatial_scale, ))
-    conv.weight = nn.Parameter(_product(*(f.detach().double() for f in factors)).to(child.weight.dtype))
-    if child.bias is not None:
-        conv.bias = nn.Parameter(child.bias.detach().clone())
-    return conv.train(child.training)
-
-
-def _product(weight: Tensor, *scales: Tensor) -> Tensor:
-    for scale in scales:
-        weight = weight * (1 + scale)
-    return weight
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Parameters of a module, shared ones once."""
-    return sum(p.numel() for p in module.parameters())

@@ -8,7 +8,9 @@ from mmengine.logging import print_log
 from torch import Tensor, fx, nn
 
 from ..layers import ChildConv2d
-from .bake import bake_children, guard_mmcv_ops, lean_gates, parameter_count, unshare_convs
+from ..errors import KernelDNAError
+from ..modules import count_parameters
+from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .packed import pack_convs
@@ -19,7 +21,7 @@ from .probe import Probe, device_of, make_probe
 TOLERANCE = 1e-4
 
 
-class DeployError(RuntimeError):
+class DeployError(KernelDNAError, RuntimeError):
     """A model that can't be deployed as asked; it is never deployed wrongly instead."""
 
 
@@ -101,7 +103,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
     if model.training:
         print_log('the model is in training mode; deploying a copy in evaluation mode', logger='current')
     copy = _plain_copy(model)
-    report = DeployReport(params_before=parameter_count(copy))
+    report = DeployReport(params_before=count_parameters(copy))
     run = make_probe(copy, probe)
     with torch.no_grad():
         expected = run(copy)
@@ -160,7 +162,7 @@ def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: s
     lean_gates(copy, gate == 'triton')
     guard_mmcv_ops(copy)
     report.others_left = _run_time_kernels(copy)
-    report.params_after = parameter_count(copy)
+    report.params_after = count_parameters(copy)
 
 
 def _run_time_kernels(module: nn.Module) -> Dict[str, str]:

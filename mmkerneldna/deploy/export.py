@@ -25,7 +25,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .bake import slots
+from ..errors import KernelDNAError
+from ..modules import slots
 
 SCOPES = ('backbone', 'neck', 'model')
 DYNAMIC = ('both', 'batch', 'none')
@@ -34,7 +35,7 @@ TOLERANCE = 1e-4
 OPSET = 18
 
 
-class ExportError(RuntimeError):
+class ExportError(KernelDNAError, RuntimeError):
     """An export that failed or does not agree with torch; the message says what to change."""
 
 

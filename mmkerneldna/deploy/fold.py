@@ -15,8 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..layers.plain_conv import is_plain_conv
-from .bake import slots
+from ..modules import is_plain_conv, replace
 
 
 @dataclass
@@ -48,7 +47,7 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], object]) -> FoldReport
             report.left[names[norm]] = reason
         else:
             _fold(norm, watch.feeders[norm])
-            _replace(module, norm, nn.Identity())
+            replace(module, norm, nn.Identity())
             report.folded += 1
     return report
 
@@ -126,9 +125,3 @@ def _fold(norm: _BatchNorm, convs: Set[nn.Module]) -> None:
         dtype = conv.weight.dtype
         conv.weight = nn.Parameter((conv.weight.double() * factor.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
         conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-
-
-def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for owner, name, child in slots(module):
-        if child is old:
-            setattr(owner, name, new)

@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
 from torch import Tensor, nn
 
-from .bake import slots
+from ..modules import slots
 
 PLAIN_CONVS = (nn.Conv2d, MmcvConv2d)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)

@@ -9,6 +9,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
+from ..modules import count_parameters
 from .gated_conv import can_recompute, gated_conv2d, modulation
 from .input_gate import InputGate
 
@@ -82,7 +83,35 @@ class ChildConv2d(nn.Conv2d):
     @property
     def tied(self) -> bool:
         """Whether the kernel still is the parent's; false once either was rewritten, by fusing it for instance."""
-        return self.weight is self._parent[0].weight
+        return self.weight is self.parent.weight
+
+    @property
+    def parent(self) -> nn.Conv2d:
+        """Owner of the kernel."""
+        return self._parent[0]
+
+    def own_size(self) -> int:
+        """Elements of the parameters that only this conv has: all but a borrowed kernel."""
+        return count_parameters(self) - (self.weight.numel() if self.tied else 0)
+
+    def deployed_size(self) -> int:
+        """Elements of the parameters after :meth:`to_plain`, the gate included, before a norm is folded."""
+        scales = (self.filter_scale, self.spatial_scale)
+        return count_parameters(self) - sum(s.numel() for s in scales if s is not None)
+
+    @torch.no_grad()
+    def to_plain(self) -> nn.Conv2d:
+        """The conv behind the gate with the modulations baked into a kernel of its own: ``child(x) = plain(g(x) * x)``."""
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+                         self.groups, self.bias is not None, self.padding_mode, device='meta')
+        scales = [s for s in (self.filter_scale, self.spatial_scale) if s is not None]
+        kernel = self.weight.double()  # one rounding, at the end
+        for scale in scales:
+            kernel = kernel * (1 + scale.double())
+        conv.weight = nn.Parameter(kernel.to(self.weight.dtype))
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.clone())
+        return conv.train(self.training)
 
     def adapter_parameters(self) -> List[nn.Parameter]:
         """Parameters of the adapter: gate and static modulations, neither kernel nor bias."""

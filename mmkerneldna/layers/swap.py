@@ -13,9 +13,11 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from .._registry import build_inner
-from .plain_conv import is_plain_conv
+from ..errors import KernelDNAError
+from ..modules import count_parameters, is_plain_conv, replace
 
-class SwapError(ValueError):
+
+class SwapError(KernelDNAError, ValueError):
     """A swap that can't be done; the module is as it was."""
 
 
@@ -55,7 +57,7 @@ def swap_convs(module: nn.Module,
     _refuse(_not_plain(module, convs), cls)
     swapped = _build(cls, convs, options)
     for path, new in swapped.items():
-        _replace(module, convs[path], new.to(convs[path].weight).train(convs[path].training))
+        replace(module, convs[path], new.to(convs[path].weight).train(convs[path].training))
     print_log(describe_swap(cls.__name__, convs, swapped), logger='current')
     _warn_frozen(convs)
     return module
@@ -108,9 +110,9 @@ def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module
           layer1.0.conv1   64 -> 64   3x3  stride 1  groups 1     36,864 ->    152,797
     """
     rows = [(path, f'{c.in_channels} -> {c.out_channels}', 'x'.join(map(str, c.kernel_size)), f'stride {c.stride[0]}',
-             f'groups {c.groups}', f'{_size(c):,}', '->', f'{_size(new[path]):,}') for path, c in old.items()]
+             f'groups {c.groups}', f'{count_parameters(c):,}', '->', f'{count_parameters(new[path]):,}') for path, c in old.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    total = [sum(map(_size, layers.values())) / 1e6 for layers in (old, new)]
+    total = [sum(map(count_parameters, layers.values())) / 1e6 for layers in (old, new)]
     aligned = ['<'] * 5 + ['>'] * 3  # numbers of parameters to the right
     lines = ['  ' + '  '.join(f'{c:{a}{w}}' for c, a, w in zip(row, aligned, widths)) for row in rows]
     noun = 'convolution' if len(rows) == 1 else 'convolutions'
@@ -184,14 +186,6 @@ def _refuse(reasons: Dict[str, str], cls: type) -> None:
                         f'change them:\n{lines}')
 
 
-def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is: a head may use one convolution under several names."""
-    for parent in module.modules():
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-
-
 def _warn_frozen(convs: Dict[str, nn.Conv2d]) -> None:
     frozen = [path for path, conv in convs.items() if not conv.weight.requires_grad]
     if frozen:
@@ -209,7 +203,3 @@ def _as_list(patterns: Sequence[str], name: str) -> List[str]:
     if isinstance(patterns, str):
         raise SwapError(f'{name}={patterns!r} must be a list of patterns: [{patterns!r}]')
     return list(patterns)
-
-
-def _size(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters())

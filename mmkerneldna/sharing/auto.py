@@ -4,7 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
-from ..layers.plain_conv import is_plain_conv
+from ..modules import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
 
 def auto_plan(module: nn.Module,

@@ -4,10 +4,11 @@ from typing import Dict, Iterable, List, Mapping, Tuple
 
 from torch import nn
 
+from ..errors import KernelDNAError
 from ..layers import ChildConv2d
 
 
-class SharingPlanError(ValueError):
+class SharingPlanError(KernelDNAError, ValueError):
     """A plan that can't be applied; the message names the path, the shapes and what would be allowed."""
 
 

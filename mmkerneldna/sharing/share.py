@@ -8,7 +8,7 @@ from torch import nn
 
 from .._registry import build_inner
 from ..layers import ChildConv2d
-from ..layers.plain_conv import is_plain_conv
+from ..modules import is_plain_conv
 from .auto import auto_plan
 from .paper_plans import get_plan
 from .plan import Borrowing, SharingPlan, SharingPlanError

@@ -124,7 +124,7 @@ def test_a_live_child_of_a_frozen_parent_is_a_choice():
 
 
 def test_a_frozen_child_does_not_freeze_its_live_parent():
-    from mmkerneldna.backbones.adapters import thaw_adapters
+    from mmkerneldna.backbones.shared_backbone import thaw_adapters
     from mmkerneldna.sharing import share_kernels
     net = nn.ModuleDict({'layer1': nn.Sequential(nn.Conv2d(4, 4, 3)), 'layer2': nn.Sequential(nn.Conv2d(4, 4, 3))})
     share_kernels(net, {'layer1.0': 'layer2.0'})

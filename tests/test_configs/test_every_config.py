@@ -13,7 +13,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmkerneldna.engine.launch import unsync_batch_norm
+from mmkerneldna.launch.config import unsync_batch_norm
 from mmkerneldna.layers import ChildConv2d
 
 ROOT = Path(__file__).resolve().parents[2]

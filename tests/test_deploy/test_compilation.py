@@ -8,7 +8,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmkerneldna  # noqa: F401
-from mmkerneldna.deploy import DeployHook, compilation, deploy
+from mmkerneldna.deploy import compilation, deploy
+from mmkerneldna.hooks import DeployHook
 from mmkerneldna.deploy.compilation import WithFallback
 from mmkerneldna.deploy.cuda_graphs import graphed
 from mmkerneldna.deploy.regions import regions

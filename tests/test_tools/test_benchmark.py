@@ -59,7 +59,7 @@ def test_whole_models_and_training_steps(tmp_path):
 
 
 def test_fixed_proposals(tmp_path, capsys):
-    """DyConv's RPN finds another number of boxes than the static net's (tests/test_evaluation/test_fixed_proposals.py)."""
+    """DyConv's RPN finds another number of boxes than the static net's (tests/test_measure/test_fixed_proposals.py)."""
     argv = [f'static={ROOT / STATIC}', f'dyconv={ROOT / STATIC.replace("r18", "dyconv4x-r18")}', f'seg={ROOT / SEGMENTER}',
             '--batch', '2', '--size', '64x96']
     result = measure(tmp_path, *argv, '--proposals', '60')

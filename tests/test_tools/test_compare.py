@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_runs import ROOT, SEGMENTER, SMALL, run_tool
 
-from mmkerneldna.engine import launch
-from mmkerneldna.engine.user_errors import UsageError
-from mmkerneldna.evaluation.benchmark import build_from_config
-from mmkerneldna.evaluation.comparison import Run, Variant, execute, parse_variant, variant_rows
+from mmkerneldna import launch
+from mmkerneldna.errors import UsageError
+from mmkerneldna.measure.benchmark import build_from_config
+from mmkerneldna.runs.comparison import Run, Variant, execute, parse_variant, variant_rows
 
 # Stands in for train.py and test.py: notes its call, leaves what mmengine leaves, or dies.
 FAKE = '''

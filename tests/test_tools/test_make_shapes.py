@@ -7,7 +7,7 @@ from tiny_runs import DETECTOR, SEGMENTER, run_tool, train_argv
 
 from mmkerneldna import datasets
 from mmkerneldna.datasets import DataError, ShapesSpec, check_data
-from mmkerneldna.engine import launch
+from mmkerneldna import launch
 
 TINY = ShapesSpec(train_images=3, val_images=2, min_side=96, max_side=110)
 

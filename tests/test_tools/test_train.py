@@ -8,8 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
 
-from mmkerneldna.engine import launch, preflight
-from mmkerneldna.engine.user_errors import UsageError, nearest_types
+from mmkerneldna import launch
+from mmkerneldna.launch import preflight
+from mmkerneldna.errors import UsageError, nearest_types
 
 BACKBONE = 'model.backbone.'
 MISTAKES = {

@@ -1,0 +1,9 @@
+"""Hooks of mmengine."""
+from .checkpoint_fit_hook import CheckpointFitHook
+from .cost_hook import CostHook
+from .deploy_hook import DeployHook
+from .moe_loss_hook import MoELossHook
+from .step_seed_hook import StepSeedHook
+from .temperature_hook import TemperatureHook
+
+__all__ = ['CheckpointFitHook', 'CostHook', 'DeployHook', 'MoELossHook', 'StepSeedHook', 'TemperatureHook']

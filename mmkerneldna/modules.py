@@ -1,0 +1,38 @@
+"""Module surgery and counting, for every part of the package that takes a net apart."""
+from typing import List, Tuple
+
+from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
+from torch import nn
+
+# Types, not isinstance: a subclass with a forward of its own (deformable, weight-standardised, dynamic, child) is more.
+PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
+
+Slot = Tuple[nn.Module, str, nn.Module]
+
+
+def is_plain_conv(module: nn.Module) -> bool:
+    """Whether ``module`` computes conv2d(x, weight, bias) with its own attributes: it may share or be swapped or folded."""
+    return type(module) in PLAIN_CONVS
+
+
+def slots(module: nn.Module) -> List[Slot]:
+    """(owner, attribute, submodule) of every place where a submodule hangs; a shared one appears once per place."""
+    return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items()
+            if child is not None]
+
+
+def replace(module: nn.Module, old: nn.Module, new: nn.Module) -> int:
+    """Put ``new`` into every place below ``module`` where ``old`` hangs: a head may use one conv under several names.
+
+    Returns:
+        int: places filled.
+    """
+    places = [(owner, name) for owner, name, child in slots(module) if child is old]
+    for owner, name in places:
+        owner._modules[name] = new
+    return len(places)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Elements of all parameters of ``module``, each ``Parameter`` once."""
+    return sum(p.numel() for p in module.parameters())

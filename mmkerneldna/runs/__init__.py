@@ -1,0 +1,1 @@
+"""What trainings left behind: results, comparison, report, plots."""

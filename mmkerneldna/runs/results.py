@@ -1,0 +1,288 @@
+"""What runs left behind: one flat row per work_dir, with its scores, its cost and how far it got.
+
+A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a line per log event,
+``<timestamp>/vis_data/config.py``, ``<timestamp>/<timestamp>.json`` with the metrics of a test. Several timestamps
+(resumed trainings, later tests) make one run.
+"""
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from mmengine.config import Config
+
+from ..errors import KernelDNAError
+from ..hooks.cost_hook import FILE_NAME, PREFIX
+
+Row = Dict[str, Any]
+TIMESTAMP = re.compile(r'\d{8}_\d{6}(_.*)?$')
+TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric: its key in the logs, its name in rows, its title, and the factor that makes it percent."""
+    key: str
+    name: str
+    title: str
+    scale: float
+
+
+# The first that a run has is the one it is sorted and plotted by.
+SCORES = (
+    Score('coco/bbox_mAP', 'box_ap', 'box AP', 100),
+    Score('coco/segm_mAP', 'mask_ap', 'mask AP', 100),
+    Score('coco/bbox_mAP_50', 'box_ap50', 'box AP50', 100),
+    Score('pascal_voc/mAP', 'voc_ap', 'VOC AP', 100),
+    Score('mIoU', 'miou', 'mIoU', 1),
+    Score('mAcc', 'macc', 'mAcc', 1),
+    Score('aAcc', 'aacc', 'aAcc', 1),
+)
+
+
+class NoRunsError(KernelDNAError, ValueError):
+    """A folder that holds no run of mmengine."""
+
+
+def find_runs(root: Path) -> List[Path]:
+    """Work_dirs at or below ``root``: folders that hold a timestamp folder with logs.
+
+    Raises:
+        NoRunsError: there is none.
+    """
+    stamps = [path for path in Path(root).rglob('*') if path.is_dir() and TIMESTAMP.match(path.name)]
+    runs = sorted({path.parent for path in stamps if _has_logs(path)})
+    if not runs:
+        raise NoRunsError(f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at '
+                          'any depth; name the --work-dir of a training or test')
+    return runs
+
+
+def _has_logs(stamp: Path) -> bool:
+    return (stamp / 'vis_data').is_dir() or (stamp / f'{stamp.name}.json').is_file()
+
+
+def collect_run(work_dir: Path, name: Optional[str] = None) -> Row:
+    """The row of one run.
+
+    ``score`` is the test's, or the last validation's where no test was run (not the best validation's: chosen on the
+    data it is measured on, it flatters); ``score_from`` says which. ``<metric>_best``, ``_last`` and ``_test`` have all
+    three. Cost comes from the same evaluation as the score. What is missing is None, ``note`` says why.
+
+    Args:
+        work_dir (Path): of one run.
+        name (str, optional): for the table; the folder's own by default.
+    """
+    work_dir = Path(work_dir)
+    stamps = sorted(path for path in work_dir.iterdir() if path.is_dir() and TIMESTAMP.match(path.name))
+    records, broken = read_scalars(stamps)
+    validations, test = [r for r in records if _is_validation(r)], _read_test(stamps)
+    cfg = _read_config(work_dir, stamps)
+    row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=_config_name(work_dir))
+    row.update(_config_cells(cfg))
+    row.update(_score_cells(validations, test))
+    row['task'] = row['task'] or _task_by_score(row)
+    row.update(_cost_cells(test or (validations[-1] if validations else {})), **_environment_cells(stamps))
+    row.update(_progress_cells(cfg, records, validations, _checkpoint_step(work_dir)))
+    row['note'] = _note(row, validations, test, broken)
+    return row
+
+
+def read_scalars(stamps: Sequence[Path]) -> Tuple[List[dict], int]:
+    """Log records of all timestamps in order, and the number of lines that can't be read (a killed run's last).
+
+    After a resume steps repeat; the later record wins.
+    """
+    records, broken = {}, 0
+    for index, line in enumerate(line for stamp in stamps for line in _lines(stamp / 'vis_data' / 'scalars.json')):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            broken += 1
+            continue
+        key = (_is_validation(record), record.get('step', index))
+        records.pop(key, None)
+        records[key] = record
+    return list(records.values()), broken
+
+
+def _lines(path: Path) -> List[str]:
+    return [line for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+
+
+def _is_validation(record: dict) -> bool:
+    return 'lr' not in record and 'loss' not in record
+
+
+def _read_test(stamps: Sequence[Path]) -> dict:
+    """Metrics of the latest test."""
+    for stamp in reversed(stamps):
+        path = stamp / f'{stamp.name}.json'
+        if path.is_file():
+            try:
+                return json.loads(path.read_text())
+            except ValueError:
+                continue
+    return {}
+
+
+def _read_config(work_dir: Path, stamps: Sequence[Path]) -> Config:
+    """The config as it ran; an empty one if none was kept or it can't be read."""
+    dumped = [stamp / 'vis_data' / 'config.py' for stamp in reversed(stamps)]
+    for path in [*dumped, *sorted(work_dir.glob('*.py'))]:
+        if path.is_file():
+            try:
+                # The dump is complete and literal: what it imports need not be there to read it.
+                return Config.fromfile(path, import_custom_modules=False)
+            except Exception:
+                continue
+    return Config()
+
+
+def _config_name(work_dir: Path) -> Optional[str]:
+    """Of the config that the Runner dumped into the work_dir; the latest if there are several."""
+    dumps = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    return dumps[-1].stem if dumps else None
+
+
+def _config_cells(cfg: Config) -> Row:
+    model = cfg.get('model', {})
+    return dict(task=TASKS.get(cfg.get('default_scope')), model=model.get('type'),
+                backbone=backbone_label(model.get('backbone')), seed=(cfg.get('randomness') or {}).get('seed'))
+
+
+def backbone_label(cfg: Optional[dict]) -> Optional[str]:
+    """``ResNet-18``, with the convolution where it is not the plain one: ``ResNet-18 ODConv2d``.
+
+    Examples:
+        >>> backbone_label(dict(type='DynamicConvs', module=dict(type='ResNet', depth=18), conv=dict(type='SEConv2d')))
+        'ResNet-18 SEConv2d'
+    """
+    if not cfg:
+        return None
+    if 'module' in cfg:  # KernelDNA and DynamicConvs around another net
+        kind = (cfg.get('conv') or {}).get('type', cfg['type'])
+        return f'{backbone_label(cfg["module"])} {kind}'
+    conv = (cfg.get('conv_cfg') or {}).get('type')
+    return str(cfg['type']) + (f'-{cfg["depth"]}' if 'depth' in cfg else '') + (f' {conv}' if conv else '')
+
+
+def _task_by_score(row: Row) -> Optional[str]:
+    metric = row.get('metric')
+    return None if metric is None else 'segmentation' if metric in ('miou', 'macc', 'aacc') else 'detection'
+
+
+def _score_cells(validations: Sequence[dict], test: dict) -> Row:
+    row: Row = dict(metric=None, score=None, score_from=None)
+    for score in SCORES:
+        seen = [r for r in validations if _is_number(r.get(score.key))]
+        if not seen and not _is_number(test.get(score.key)):
+            continue
+        best = max(seen, key=lambda r: r[score.key], default={})
+        row.update({f'{score.name}_best': _scaled(best, score), f'{score.name}_best_step': best.get('step'),
+                    f'{score.name}_last': _scaled(seen[-1] if seen else {}, score),
+                    f'{score.name}_test': _scaled(test, score)})
+        row[score.name], source = _reported(row, score)
+        if row['metric'] is None:
+            row.update(metric=score.name, score=row[score.name], score_from=source)
+    return row
+
+
+def _reported(row: Row, score: Score) -> Tuple[Optional[float], str]:
+    tested = row[f'{score.name}_test']
+    return (tested, 'test') if tested is not None else (row[f'{score.name}_last'], 'last val')
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _scaled(record: dict, score: Score) -> Optional[float]:
+    value = record.get(score.key)
+    return value * score.scale if _is_number(value) else None
+
+
+def _cost_cells(metrics: dict) -> Row:
+    return {key[len(PREFIX):]: value for key, value in metrics.items() if key.startswith(PREFIX)}
+
+
+def _environment_cells(stamps: Sequence[Path]) -> Row:
+    for stamp in reversed(stamps):
+        path = stamp / FILE_NAME
+        if path.is_file():
+            facts = json.loads(path.read_text())['environment']
+            return dict(device=facts.get('gpu') or f'{facts["cpu"]}, {facts["threads"]} threads', torch=facts['torch'])
+    return {}
+
+
+def _checkpoint_step(work_dir: Path) -> Optional[int]:
+    """12 if ``last_checkpoint`` names ``epoch_12.pth`` or ``iter_12.pth``."""
+    path = work_dir / 'last_checkpoint'
+    found = re.search(r'_(\d+)\.pth', path.read_text()) if path.is_file() else None
+    return int(found.group(1)) if found else None
+
+
+def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[dict], saved: Optional[int]) -> Row:
+    plan = cfg.get('train_cfg') or {}
+    unit, planned = ('epoch', plan['max_epochs']) if plan.get('max_epochs') else ('iter', plan.get('max_iters'))
+    trained = [r for r in records if not _is_validation(r)]
+    # Steps that were completed; a log line of epoch 12 may come from its first iteration.
+    done = [r['step'] for r in validations if 'step' in r] + ([] if saved is None else [saved])
+    times = [r['time'] for r in trained if _is_number(r.get('time'))]
+    return dict(trained=max(done, default=0) if trained else None, planned=planned if trained else None,
+                unit=unit if trained else None, train_iter_s=statistics.median(times) if times else None)
+
+
+def _note(row: Row, validations: Sequence[dict], test: dict, broken: int) -> Optional[str]:
+    notes = []
+    if row['planned'] and row['trained'] < row['planned']:
+        notes.append(f'{row["unit"]} {row["trained"]} of {row["planned"]} done')
+    if not validations and not test:
+        notes.append('no evaluation yet')
+    elif not any(key.startswith(PREFIX) for key in test or validations[-1]):
+        notes.append('no cost: CostHook was not on')
+    if broken:
+        notes.append(f'{broken} log line(s) unreadable')
+    return '; '.join(notes) or None
+
+
+def sort_rows(rows: Iterable[Row]) -> List[Row]:
+    """Best score first, rows without one last."""
+    return sorted(rows, key=lambda row: (row.get('score') is None, -(row.get('score') or 0), row['name']))
+
+
+def group_rows(rows: Sequence[Row], group_of: Callable[[Row], str]) -> List[Row]:
+    """One row per group of runs (seeds): means, and the sample standard deviation as ``<key>_std``.
+
+    A mean is over the runs that have the number. ``runs`` counts all of them, ``scored`` those with a score. The spread
+    of a single run is unknown and left out. Text that differs between those that have it is dropped.
+
+    Args:
+        rows: of :func:`collect_run`.
+        group_of: name of the group a row belongs to.
+    """
+    groups: Dict[str, List[Row]] = {}
+    for row in rows:
+        groups.setdefault(group_of(row), []).append(row)
+    return [_joined(name, members) for name, members in groups.items()]
+
+
+def _joined(name: str, members: Sequence[Row]) -> Row:
+    joined: Row = {}
+    for key in dict.fromkeys(key for row in members for key in row):
+        values = [row.get(key) for row in members]
+        numbers = [value for value in values if _is_number(value)]
+        if numbers and key not in ('seed', 'height', 'width', 'batch', 'trained', 'planned'):
+            joined[key] = statistics.fmean(numbers)
+            if len(numbers) > 1:
+                joined[f'{key}_std'] = statistics.stdev(numbers)
+        else:
+            known = [value for value in values if value is not None]
+            joined[key] = known[0] if known and all(value == known[0] for value in known) else None
+    notes = [f'{row["name"]}: {row["note"]}' for row in members if row.get('note')]
+    joined.update(name=name, runs=len(members), scored=sum(row.get('score') is not None for row in members),
+                  note='; '.join(notes) or None)
+    return joined
