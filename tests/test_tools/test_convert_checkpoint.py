@@ -3,13 +3,13 @@ import torch
 from mmengine.registry import MODELS
 from tiny_runs import run_tool
 
-from mmkerneldna.checkpoints import official
+from mmkerneldna.checkpoints import kernel_dna
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
 
 def released(arch, ours):
     """Our state dict under the released names: renamed, per-child tensors stacked."""
-    layout = official.LAYOUTS[arch]()
+    layout = kernel_dna.LAYOUTS[arch]()
     theirs = {'fc.weight': torch.zeros(2, 2)}
     for name, prefix in layout.rename.items():
         for key, value in ours.items():
