@@ -1,4 +1,4 @@
-# make setup | test | demo | doctor | clean. Each does the whole set-up in .venv first; a second run starts at once.
+# make setup | test | lint | demo | doctor | clean. Each does the whole set-up in .venv first; a second run starts at once.
 #   make setup PYTHON=python3.12                    another interpreter (3.10, 3.11 or 3.12)
 #   make setup TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130'   another build of torch
 SHELL := /bin/bash
@@ -17,11 +17,16 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
 SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
   sys.exit(not ((3, 10) <= sys.version_info < (3, 13) and os.path.exists(sysconfig.get_path("include") + "/Python.h")))
 
-.PHONY: setup test demo doctor clean
+.PHONY: setup test lint demo doctor clean
 setup: $(STAMPS)/package
 
 test: setup
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS)
+
+lint: setup
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
 
 demo: setup
 	$(PY) tools/demo.py
