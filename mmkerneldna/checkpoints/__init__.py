@@ -2,3 +2,4 @@
 from .kernel_warehouse import convert_kernelwarehouse, kernelwarehouse_setting
 from .odconv import convert_odconv
 from .kernel_dna import convert_official
+from .reading import backbone_state_dict, plain_state_dict

@@ -1,0 +1,118 @@
+"""What files in the wild wrap around a state dict, taken off in one place.
+
+Trainers nest the weights, prefix their names, keep a second, averaged set beside them or store half precision. Whatever takes
+a checkpoint of somebody else's net reads it through :func:`plain_state_dict` or :func:`backbone_state_dict`.
+"""
+import re
+from typing import Any, Dict, Mapping
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from .loading import CheckpointError
+from .mobilenet_names import mobilenet_prefixes
+
+#: Names under which checkpoints keep their weights, the first that is there counts. Where mmengine's ``EMAHook`` ran,
+#: ``state_dict`` holds the averaged weights already, and ``ema_state_dict`` those of the last step.
+WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema')
+_PREFIXES = re.compile(r'^(?:module\.|_orig_mod\.)+')  # data parallel, torch.compile
+_EMA = 'ema_'
+_CLASSIFIERS = ('fc.', 'classifier.')
+_LISTED = 5
+
+
+def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Dict[str, Tensor]:
+    """The flat state dict in a checkpoint, under the names of the net that was trained.
+
+    Nesting (:data:`WRAPPERS`), the prefixes ``module.`` and ``_orig_mod.`` and averaged copies are taken off; half precision
+    becomes fp32. The tensors are those of the checkpoint wherever the precision allows it.
+
+    Args:
+        checkpoint (Mapping): what a file holds, or a state dict itself.
+        source (str): names it in messages.
+
+    Returns:
+        dict: name -> tensor, in the checkpoint's order.
+
+    Raises:
+        CheckpointError: there are no tensors in it, or weights that are NaN or infinite.
+    """
+    state = _tensors(_unwrap(checkpoint))
+    if not state:
+        raise CheckpointError(f'{source} holds no weights, only {_some(checkpoint)}; expected a state dict, or a dict with one '
+                              f"under {', '.join(map(repr, WRAPPERS))}")
+    state = _in_fp32(_without_averages({_PREFIXES.sub('', key): value for key, value in state.items()}), source)
+    _check_finite(state, source)
+    return state
+
+
+def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Dict[str, Tensor]:
+    """The backbone's part of a checkpoint of a backbone, a classifier, a detector or a segmenter, under mmdet's names.
+
+    Entries under ``backbone.`` count, without this prefix, where there are any. Otherwise all do but the classifier of
+    torchvision's nets, whose ResNets have mmdet's names; those of its MobileNetV2 are translated.
+
+    Args:
+        checkpoint, source: as for :func:`plain_state_dict`.
+
+    Returns:
+        dict: name -> tensor, as ``ResNet`` or ``MobileNetV2`` of mmdet have it.
+
+    Raises:
+        CheckpointError: as :func:`plain_state_dict`.
+    """
+    state = plain_state_dict(checkpoint, source)
+    inner = {key[len('backbone.'):]: value for key, value in state.items() if key.startswith('backbone.')}
+    if inner:
+        return inner
+    return _mmdet_names({key: value for key, value in state.items() if not key.startswith(_CLASSIFIERS)})
+
+
+def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = next((checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)), None)
+    return checkpoint if inner is None else _unwrap(inner)
+
+
+def _tensors(state: Mapping[str, Any]) -> Dict[str, Tensor]:
+    # 'steps' counts the updates of an averaged model
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and key != 'steps'}
+
+
+def _without_averages(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Of a weight and its averaged copy ``ema_*`` the former; a copy that stands alone gets the plain name.
+
+    mmcv 1's ``EMAHook`` kept copies as buffers, with ``_`` for every dot, and swapped the two before it saved: the plain names
+    hold the averages.
+    """
+    plain = {key for key in state if not key.startswith(_EMA)}
+    covered = plain | {key.replace('.', '_') for key in plain}
+    kept = {key: value for key, value in state.items() if key in plain or key[len(_EMA):] not in covered}
+    return {key.removeprefix(_EMA): value for key, value in kept.items()}
+
+
+def _in_fp32(state: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
+    half = [key for key, value in state.items() if value.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        print_log(f'{source}: {len(half)} of {len(state)} entries are in half precision, read as fp32', logger='current')
+    return {**state, **{key: state[key].float() for key in half}}
+
+
+def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
+                              f'infinite numbers ({_some(broken)}); take an earlier checkpoint')
+
+
+def _mmdet_names(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    if 'features.0.0.weight' not in state:
+        return state
+    prefixes = mobilenet_prefixes()
+    split = {key: key.rpartition('.') for key in state}
+    return {f'{prefixes.get(layer, layer)}.{name}': state[key] for key, (layer, _, name) in split.items()}
+
+
+def _some(names) -> str:
+    names = list(map(str, names))
+    return ', '.join(names[:_LISTED]) + (', ...' if len(names) > _LISTED else '') if names else 'nothing'
