@@ -6,8 +6,9 @@ from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import preflight
 from mmkerneldna.launch.repeatable import make_repeatable
-from mmkerneldna.launch.arguments import parse_run_arguments
+from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments
 from mmkerneldna.launch.schedules import check_schedules
+from mmkerneldna.launch.shorten import scale_schedule
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.sharing.paramwise import check_paramwise
 
@@ -24,12 +25,14 @@ def parse_args():
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms (slower on a GPU)')
     parser.add_argument('--allow-partial-load', action='store_true',
                         help='load_from a checkpoint of another head or backbone as far as it fits')
+    add_length_arguments(parser)
     return parse_run_arguments(parser)
 
 
 def prepare_config(args):
     """The config as the Runner gets it."""
     cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    scale_schedule(cfg, args.max_epochs, args.max_iters)
     launch.set_work_dir(cfg, args.config, args.work_dir)
     launch.set_seed(cfg, args.seed, args.deterministic)
     launch.set_resume(cfg, args.resume, args.unsafe_checkpoint)

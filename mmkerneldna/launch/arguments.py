@@ -14,6 +14,13 @@ def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
 
 
+def add_length_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--max-epochs``, ``--max-iters``; see :func:`.shorten.scale_schedule`."""
+    parser.add_argument('--max-epochs', type=int, metavar='N', help='train N epochs: warm-up, decays, evaluations and '
+                        'checkpoints keep their share of the run')
+    parser.add_argument('--max-iters', type=int, metavar='N', help='the same for a config that counts iterations')
+
+
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
