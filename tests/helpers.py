@@ -12,6 +12,8 @@ def randomise(module):
             nn.init.normal_(child.filter_scale, std=0.3)
             if child.spatial_scale is not None:
                 nn.init.normal_(child.spatial_scale, std=0.3)
+            if child.residual_b is not None:
+                nn.init.normal_(child.residual_b, std=0.3)
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.running_mean.normal_()
             child.running_var.uniform_(0.5, 2)

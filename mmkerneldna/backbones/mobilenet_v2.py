@@ -27,6 +27,8 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
         sharing: ``'default'`` for the paper's plan, ``None`` for the static net, or any plan that
             :func:`mmkerneldna.sharing.share_kernels` takes, paths relative to the backbone.
         gate_cfg (dict, optional): ``norm_cfg`` and ``reduction`` of the input gates.
+        residual_rank (int, optional): rank of the children's low-rank residuals, in place of the plan's (0, the paper's).
+        spatial_scale (bool, optional): False for children without a spatial scale.
         freeze_adapters (bool): let ``frozen_stages`` freeze gates and modulations as well.
         allow_frozen_parent (bool): accept a child in a live stage whose parent is frozen.
         strides (Sequence[int], optional): of the first block of each of the 7 stages. Defaults to upstream's.
@@ -42,6 +44,8 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
                  widen_factor: float = 1.0,
                  sharing: Optional[PlanLike] = 'default',
                  gate_cfg: Optional[dict] = None,
+                 residual_rank: Optional[int] = None,
+                 spatial_scale: Optional[bool] = None,
                  freeze_adapters: bool = False,
                  allow_frozen_parent: bool = False,
                  strides: Optional[Sequence[int]] = None,
@@ -57,7 +61,8 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
             self.layers.remove('conv2')
         if sharing is not None:
             sharing = resolve_plan(self, 'mobilenet_v2' if sharing == 'default' else sharing)
-        self._share(sharing, gate_cfg, freeze_adapters, allow_frozen_parent)
+        self._share(sharing, freeze_adapters, allow_frozen_parent, gate_cfg=gate_cfg, residual_rank=residual_rank,
+                    spatial_scale=spatial_scale)
 
     @staticmethod
     def _seven(name: str, values: Sequence[int]) -> Sequence[int]:

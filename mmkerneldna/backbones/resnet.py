@@ -34,6 +34,8 @@ class KDNAResNet(SharedKernelBackbone, ResNet):
         sharing: ``'default'`` for the table above, ``None`` for the static net of the same depth (the fair baseline), or
             any plan that :func:`mmkerneldna.sharing.share_kernels` takes, paths relative to the backbone.
         gate_cfg (dict, optional): ``norm_cfg`` and ``reduction`` of the input gates.
+        residual_rank (int, optional): rank of the children's low-rank residuals, in place of the plan's (0, the paper's).
+        spatial_scale (bool, optional): False for children without a spatial scale.
         freeze_adapters (bool): let ``frozen_stages`` freeze gates and modulations as well.
         allow_frozen_parent (bool): accept a child in a live stage whose parent is frozen.
         stem_channels (int, optional): defaults to ``base_channels``.
@@ -56,6 +58,8 @@ class KDNAResNet(SharedKernelBackbone, ResNet):
                  depth: int,
                  sharing: Optional[PlanLike] = 'default',
                  gate_cfg: Optional[dict] = None,
+                 residual_rank: Optional[int] = None,
+                 spatial_scale: Optional[bool] = None,
                  freeze_adapters: bool = False,
                  allow_frozen_parent: bool = False,
                  stem_channels: Optional[int] = None,
@@ -68,7 +72,8 @@ class KDNAResNet(SharedKernelBackbone, ResNet):
                          norm_eval=norm_eval, **kwargs)
         if sharing is not None:
             sharing = self._default_plan() if sharing == 'default' else resolve_plan(self, sharing)
-        self._share(sharing, gate_cfg, freeze_adapters, allow_frozen_parent)
+        self._share(sharing, freeze_adapters, allow_frozen_parent, gate_cfg=gate_cfg, residual_rank=residual_rank,
+                    spatial_scale=spatial_scale)
 
     def _default_plan(self):
         return get_plan(f'resnet{self.depth}').within([f'layer{i + 1}' for i in range(self.num_stages)])

@@ -53,14 +53,14 @@ class SharedKernelBackbone:
 
     freeze_adapters = False
 
-    def _share(self, plan: Optional[SharingPlan], gate_cfg: Optional[dict], freeze_adapters: bool,
-               allow_frozen_parent: bool) -> None:
-        """Apply ``plan``, None for none, and freeze again what upstream's constructor froze before."""
+    def _share(self, plan: Optional[SharingPlan], freeze_adapters: bool, allow_frozen_parent: bool, **options) -> None:
+        """Apply ``plan``, None for none, with the options of :func:`mmkerneldna.sharing.share_kernels`, and freeze again what
+        upstream's constructor froze before."""
         self.freeze_adapters = freeze_adapters
         if plan is not None:
             if not allow_frozen_parent:
                 check_frozen_parents(plan, self._frozen_names())
-            share_kernels(self, plan, gate_cfg)
+            share_kernels(self, plan, **options)
         self._freeze_stages()
 
     def _frozen_names(self) -> List[str]:

@@ -1,10 +1,11 @@
 """Convolution layers, one paper idea per file."""
-from .child_conv import ChildConv2d, modulate_kernel
+from .child_conv import ChildConv2d
 from .cond_conv import CondConv2d
 from .dcd_conv import DCDConv2d
 from .dy_conv import DyConv2d
 from .expert_conv import ExpertConv2d
 from .fd_conv import FDConv2d
+from .gated_conv import modulate_kernel
 from .input_gate import InputGate
 from .kernel_warehouse import KWConv2d
 from .mixture import mixture_conv2d

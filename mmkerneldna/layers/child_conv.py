@@ -9,25 +9,34 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..modules import count_parameters
-from .gated_conv import can_recompute, gated_conv2d, modulation
+from .drop_in import at_least_fp32
+from .gated_conv import can_recompute, gated_conv2d, modulate_kernel
 from .input_gate import InputGate
 
 
-def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor]) -> Tensor:
-    """W * (1 + filter_scale) * (1 + spatial_scale).
+@torch.no_grad()
+def check_filters(kernel: Tensor) -> None:
+    """Refuse a kernel with a filter of zeros: :func:`filter_factor` can't tell what it was multiplied by.
 
-    The two small factors are joined first: the kernel itself is read and written once.
-
-    Args:
-        weight (Tensor): (C_out, C_in / G, k, k).
-        filter_scale (Tensor): (C_out, 1, 1, 1).
-        spatial_scale (Tensor, optional): (1, 1, k, k).
-
-    Returns:
-        Tensor: (C_out, C_in / G, k, k).
+    Raises:
+        UsageError: names the filter and the way out.
     """
-    return weight * modulation(filter_scale, spatial_scale)
+    empty = (kernel.flatten(1) == 0).all(1)
+    if empty.any():
+        raise UsageError(f'filter {empty.nonzero()[0].item()} of a borrowed kernel is zero, so the factor of the norm behind '
+                         "the child can't be read off it and can't reach the child's low-rank residual; fold norms with "
+                         'mmkerneldna.deploy.deploy, or leave efficient_conv_bn_eval and fuse_conv_bn out')
+
+
+def filter_factor(scaled: Tensor, kernel: Tensor) -> Tensor:
+    """What each filter of ``kernel`` was multiplied by to give ``scaled``, (C_out, 1).
+
+    The projection of one on the other: exact to rounding where there is such a factor, gradients included.
+    """
+    scaled, kernel = at_least_fp32(scaled).flatten(1), at_least_fp32(kernel).flatten(1)
+    return (scaled * kernel).sum(1, keepdim=True) / kernel.square().sum(1, keepdim=True)
 
 
 class ChildConv2d(nn.Conv2d):
@@ -37,12 +46,21 @@ class ChildConv2d(nn.Conv2d):
     mmengine's ``efficient_conv_bn_eval``) therefore acts on this conv as on any other, and does not reach it through
     the parent. While the two are tied, a ``state_dict`` holds the kernel once, under the parent's name.
 
+    With ``residual_rank`` r the kernel is ``W_parent * (1 + f) * (1 + s) + B A``, ``residual_b`` (C_out, r) times
+    ``residual_a`` (r, C_in / G * k * k) (not in the paper; baked like the modulations, so free when deployed). B starts at
+    zero. Where a norm's factor is multiplied into the kernel, the residual takes it along.
+
     Args:
         parent (nn.Conv2d): owner of the kernel; gives ``in_channels``, ``out_channels``, ``kernel_size``, ``groups``.
         stride, padding, dilation, padding_mode: the child's own, as in ``nn.Conv2d``.
         bias (bool): a bias of its own.
         reduction (int): of the input gate.
         norm_cfg (dict, optional): norm of the input gate.
+        residual_rank (int): r of the low-rank residual, 0 for none.
+        spatial_scale (bool): have a ``spatial_scale``, None otherwise. A 1x1 child has none.
+
+    Raises:
+        ValueError: ``residual_rank`` below 0 or above the rank of the kernel as a matrix.
     """
 
     def __init__(self,
@@ -53,7 +71,9 @@ class ChildConv2d(nn.Conv2d):
                  bias: bool = False,
                  padding_mode: str = 'zeros',
                  reduction: int = 4,
-                 norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 residual_rank: int = 0,
+                 spatial_scale: bool = True) -> None:
         # On 'meta' the kernel that nn.Conv2d makes, to be replaced at once, costs neither memory nor random numbers.
         super().__init__(parent.in_channels, parent.out_channels, parent.kernel_size, stride, padding, dilation,
                          parent.groups, False, padding_mode, device='meta')
@@ -62,20 +82,31 @@ class ChildConv2d(nn.Conv2d):
         kernel = dict(device=parent.weight.device, dtype=parent.weight.dtype)
         self.filter_scale = nn.Parameter(torch.zeros(self.out_channels, 1, 1, 1, **kernel))
         self.spatial_scale = None
-        if self.kernel_size != (1, 1):
+        if spatial_scale and self.kernel_size != (1, 1):
             self.spatial_scale = nn.Parameter(torch.zeros(1, 1, *self.kernel_size, **kernel))
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels, **kernel))
         self.gate = InputGate(self.in_channels, reduction, norm_cfg).to(**kernel)
+        self.residual_b = self.residual_a = None
+        if residual_rank:
+            self._add_residual(residual_rank, kernel)
         # torch.fx takes modules for leaves by this prefix, and mmengine's efficient_conv_bn_eval raises KeyError in a net
         # whose BN follows a conv that is none. On the instance: the class keeps its own, by which it is pickled.
         self.__module__ = nn.Conv2d.__module__
 
+    def _add_residual(self, rank: int, kernel: dict) -> None:
+        rows, columns = self.out_channels, self.weight[0].numel()
+        if not 1 <= rank <= min(rows, columns):
+            raise ValueError(f'residual_rank={rank} must lie between 0 and {min(rows, columns)}, the rank of the kernel '
+                             f'{tuple(self.weight.shape)} as a {rows} x {columns} matrix')
+        self.residual_b = nn.Parameter(torch.zeros(rows, rank, **kernel))
+        self.residual_a = nn.Parameter(torch.randn(rank, columns, **kernel) * columns**-0.5)
+
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, parent: nn.Conv2d, **gate_cfg) -> 'ChildConv2d':
+    def from_conv(cls, conv: nn.Conv2d, parent: nn.Conv2d, **options) -> 'ChildConv2d':
         """Child in the place of ``conv``: its stride, padding, dilation, bias and mode, the kernel of ``parent``."""
         child = cls(parent, conv.stride, conv.padding, conv.dilation, conv.bias is not None, conv.padding_mode,
-                    **gate_cfg)
+                    **options)
         if conv.bias is not None:
             child.bias = conv.bias
         return child.train(conv.training)
@@ -96,40 +127,69 @@ class ChildConv2d(nn.Conv2d):
 
     def deployed_size(self) -> int:
         """Elements of the parameters after :meth:`to_plain`, the gate included, before a norm is folded."""
-        scales = (self.filter_scale, self.spatial_scale)
-        return count_parameters(self) - sum(s.numel() for s in scales if s is not None)
+        return count_parameters(self) - sum(p.numel() for p in self._baked_parameters())
+
+    def _baked_parameters(self) -> List[nn.Parameter]:
+        parts = (self.filter_scale, self.spatial_scale, self.residual_b, self.residual_a)
+        return [part for part in parts if part is not None]
 
     @torch.no_grad()
     def to_plain(self) -> nn.Conv2d:
-        """The conv behind the gate with the modulations baked into a kernel of its own: ``child(x) = plain(g(x) * x)``."""
+        """The conv behind the gate with all of the kernel baked into one of its own: ``child(x) = plain(g(x) * x)``."""
         conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
                          self.groups, self.bias is not None, self.padding_mode, device='meta')
-        scales = [s for s in (self.filter_scale, self.spatial_scale) if s is not None]
-        kernel = self.weight.double()  # one rounding, at the end
-        for scale in scales:
-            kernel = kernel * (1 + scale.double())
+        parts = (self.weight, self.filter_scale, self.spatial_scale, self.residual_b, self.residual_a)
+        kernel = modulate_kernel(*(None if part is None else part.double() for part in parts))  # one rounding, at the end
         conv.weight = nn.Parameter(kernel.to(self.weight.dtype))
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.clone())
         return conv.train(self.training)
 
     def adapter_parameters(self) -> List[nn.Parameter]:
-        """Parameters of the adapter: gate and static modulations, neither kernel nor bias."""
-        scales = [self.filter_scale] + ([] if self.spatial_scale is None else [self.spatial_scale])
-        return scales + list(self.gate.parameters())
+        """Parameters of the adapter: gate, static modulations and residual, neither kernel nor bias."""
+        return self._baked_parameters() + list(self.gate.parameters())
 
     def modulated_weight(self) -> Tensor:
         """The kernel this conv computes with, (C_out, C_in / G, k, k)."""
-        return modulate_kernel(self.weight, self.filter_scale, self.spatial_scale)
+        return modulate_kernel(self.weight, self.filter_scale, self.spatial_scale, self.residual_b, self.residual_a)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self._gated_conv(input, self.weight, self.bias, self.residual_b)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-        # Takes the weight as an argument: efficient_conv_bn_eval calls with one that carries the BN factor.
+        # efficient_conv_bn_eval calls this, with a weight that carries the norm's factor.
+        residual_b = self.residual_b
+        if residual_b is not None and weight is not self.weight:
+            check_filters(self.weight)
+            residual_b = residual_b * filter_factor(weight, self.weight).to(residual_b.dtype)
+        return self._gated_conv(input, weight, bias, residual_b)
+
+    def _gated_conv(self, input: Tensor, weight: Tensor, bias: Optional[Tensor], residual_b: Optional[Tensor]) -> Tensor:
         gate = self.gate(input)
         if self.padding_mode == 'zeros' and can_recompute(input, self.padding):
             return gated_conv2d(input, gate, weight, self.filter_scale, self.spatial_scale, bias, self.stride, self.padding,
-                                self.dilation, self.groups)
-        weight = modulate_kernel(weight, self.filter_scale, self.spatial_scale)
+                                self.dilation, self.groups, residual_b, self.residual_a)
+        weight = modulate_kernel(weight, self.filter_scale, self.spatial_scale, residual_b, self.residual_a)
         return super()._conv_forward(input * gate, weight, bias)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == 'weight' and isinstance(value, nn.Parameter):
+            self._rescale_residual(value)
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def _rescale_residual(self, kernel: nn.Parameter) -> None:
+        """Before ``kernel`` replaces the weight: one that is the old times a factor per filter, as mmcv's fuse_conv_bn makes
+        it, changes the size of the residual alike."""
+        old, residual_b = self._parameters.get('weight'), self._parameters.get('residual_b')
+        if residual_b is None or kernel is old or kernel.is_meta or old.is_meta or kernel.shape != old.shape:
+            return
+        factor = filter_factor(kernel, old)
+        rescaled = factor.nan_to_num().view(-1, 1, 1, 1) * old
+        if (kernel - rescaled).norm() <= 4 * torch.finfo(kernel.dtype).eps * kernel.norm():
+            check_filters(old)
+            residual_b.mul_(factor.to(residual_b.dtype))
 
     def reset_parameters(self) -> None:
         """Nothing to draw: the kernel is the parent's, modulations start at zero, the gate draws its own."""

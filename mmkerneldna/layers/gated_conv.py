@@ -21,6 +21,32 @@ def modulation(filter_scale: Tensor, spatial_scale: Optional[Tensor]) -> Tensor:
     return factor if spatial_scale is None else factor * (1 + spatial_scale)
 
 
+def low_rank(residual_b: Tensor, residual_a: Tensor) -> Tensor:
+    """B A: (C_out, r), (r, C_in / G * k * k) -> (C_out, C_in / G * k * k), in the factors' dtype under autocast too."""
+    with torch.autocast(residual_b.device.type, enabled=False):
+        return residual_b @ residual_a
+
+
+def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
+                    residual_b: Optional[Tensor] = None, residual_a: Optional[Tensor] = None) -> Tensor:
+    """W * (1 + filter_scale) * (1 + spatial_scale) + B A.
+
+    The two small factors are joined first: the kernel itself is read and written once.
+
+    Args:
+        weight (Tensor): (C_out, C_in / G, k, k).
+        filter_scale (Tensor): (C_out, 1, 1, 1).
+        spatial_scale (Tensor, optional): (1, 1, k, k).
+        residual_b (Tensor, optional): (C_out, r), B of the low-rank residual, which is not part of the paper.
+        residual_a (Tensor, optional): (r, C_in / G * k * k), its A.
+
+    Returns:
+        Tensor: (C_out, C_in / G, k, k).
+    """
+    kernel = weight * modulation(filter_scale, spatial_scale)
+    return kernel if residual_b is None else kernel + low_rank(residual_b, residual_a).view_as(kernel)
+
+
 def can_recompute(x: Tensor, padding) -> bool:
     """Whether :func:`gated_conv2d` applies and pays.
 
@@ -39,7 +65,7 @@ def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
 
 def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
                  bias: Optional[Tensor], stride: Tuple[int, int], padding: Tuple[int, int], dilation: Tuple[int, int],
-                 groups: int) -> Tensor:
+                 groups: int, residual_b: Optional[Tensor] = None, residual_a: Optional[Tensor] = None) -> Tensor:
     """The child's convolution, keeping its arguments alone for the backward pass.
 
     Follows autocast. Can be differentiated once.
@@ -52,60 +78,61 @@ def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, 
         spatial_scale: (1, 1, k, k) or None.
         bias: (C_out,) or None.
         stride, padding, dilation, groups: as ``nn.Conv2d`` holds them.
+        residual_b, residual_a: (C_out, r), (r, C_in / G * k * k), the low-rank residual of the kernel, or None.
 
     Returns:
         Tensor: (N, C_out, H', W').
     """
     geometry = (stride, padding, dilation, groups)
-    return _GatedConv2d.apply(x, gate, weight, filter_scale, spatial_scale, bias, geometry, autocast_dtype(x))
+    return _GatedConv2d.apply(x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a, bias, geometry,
+                              autocast_dtype(x))
 
 
 class _GatedConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, gate, weight, filter_scale, spatial_scale, bias, geometry, dtype):
-        ctx.save_for_backward(x, gate, weight, filter_scale, spatial_scale)
+    def forward(ctx, x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a, bias, geometry, dtype):
+        ctx.save_for_backward(x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a)
         ctx.bias = None if bias is None else (list(bias.shape), bias.dtype)
         ctx.geometry, ctx.dtype = geometry, dtype
-        scaled, kernel = _scaled(x, gate, dtype), _scaled(weight, modulation(filter_scale, spatial_scale), dtype)
-        bias = bias if bias is None or dtype is None else bias.to(dtype)
-        return torch.conv2d(scaled, kernel, bias, *geometry)
+        kernel = modulate_kernel(weight, filter_scale, spatial_scale, residual_b, residual_a)
+        bias = bias if bias is None else _in(bias, dtype)
+        return torch.conv2d(_in(x * gate, dtype), _in(kernel, dtype), bias, *geometry)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, gate, weight, filter_scale, spatial_scale = ctx.saved_tensors
-        need_x, need_gate, *need_kernel, need_bias = ctx.needs_input_grad[:6]
-        factor = modulation(filter_scale, spatial_scale)
+        x, gate, *kernel_parts = ctx.saved_tensors
+        need_x, need_gate, *need_kernel, need_bias = ctx.needs_input_grad[:8]
         stride, padding, dilation, groups = ctx.geometry
         grad_scaled, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
-            grad, _scaled(x, gate, ctx.dtype), _scaled(weight, factor, ctx.dtype), ctx.bias and ctx.bias[0], stride, padding,
-            dilation, False, [0, 0], groups, [need_x or need_gate, any(need_kernel), need_bias])
+            grad, _in(x * gate, ctx.dtype), _in(modulate_kernel(*kernel_parts), ctx.dtype), ctx.bias and ctx.bias[0], stride,
+            padding, dilation, False, [0, 0], groups, [need_x or need_gate, any(need_kernel), need_bias])
         grad_gate = (grad_scaled * x).sum((2, 3), keepdim=True).to(gate.dtype) if need_gate else None
         grad_x = _multiplied(grad_scaled, gate).to(x.dtype) if need_x else None
-        grad_kernel = _kernel_grads(grad_kernel, weight, filter_scale, spatial_scale, factor, need_kernel)
-        return grad_x, grad_gate, *grad_kernel, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
+        grads = (None, ) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, *kernel_parts, need_kernel)
+        return grad_x, grad_gate, *grads, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
 
 
-def _scaled(tensor: Tensor, factor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
-    product = tensor * factor
-    return product if dtype is None else product.to(dtype)
+def _in(tensor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
 
 
-def _kernel_grads(grad: Optional[Tensor], weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
-                  factor: Tensor, needed) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """Gradients of kernel, filter scale and spatial scale from that of the modulated kernel."""
-    need_weight, need_filter, need_spatial = needed
-    if grad is None:
-        return None, None, None
+def _kernel_grads(grad: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
+                  residual_b: Optional[Tensor], residual_a: Optional[Tensor], needed) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of kernel, filter scale, spatial scale and the residual's two factors from that of the modulated kernel."""
+    need_weight, need_filter, need_spatial, need_b, need_a = needed
     grad = grad.to(weight.dtype)
+    grad_b = grad.flatten(1) @ residual_a.t() if need_b else None
+    grad_a = residual_b.t() @ grad.flatten(1) if need_a else None
     grad_filter = grad_spatial = None
     if need_filter or need_spatial:
         taps = (grad * weight).sum(1, keepdim=True)  # (C_out, 1, k, k), the gradient of the joint factor
         grad_spatial = (taps * (1 + filter_scale)).sum(0, keepdim=True) if need_spatial else None
         grad_filter = taps if spatial_scale is None else taps * (1 + spatial_scale)
         grad_filter = grad_filter.sum((2, 3), keepdim=True) if need_filter else None
-    return _multiplied(grad, factor) if need_weight else None, grad_filter, grad_spatial
+    grad_weight = _multiplied(grad, modulation(filter_scale, spatial_scale)) if need_weight else None
+    return grad_weight, grad_filter, grad_spatial, grad_b, grad_a
 
 
 def _multiplied(grad: Tensor, factor: Tensor) -> Tensor:

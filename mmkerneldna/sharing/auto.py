@@ -7,13 +7,16 @@ from torch import nn
 from ..modules import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
 
+
 def auto_plan(module: nn.Module,
               pattern: str = 'FS',
               stages: Optional[Sequence[str]] = None,
               kernel_sizes: Sequence[int] = (3, ),
               min_kernel_params: int = 8192,
               reduction: int = 4,
-              across_stages: bool = False) -> SharingPlan:
+              across_stages: bool = False,
+              residual_rank: int = 0,
+              spatial_scale: bool = True) -> SharingPlan:
     """Make a plan for any module.
 
     Convs of one stage with the same kernel shape and groups form a group, in order of definition. ``pattern`` is laid
@@ -29,6 +32,8 @@ def auto_plan(module: nn.Module,
         min_kernel_params (int): smallest kernel worth sharing, in parameters.
         reduction (int): of the input gates.
         across_stages (bool): let convs of different stages share.
+        residual_rank (int): of the children's low-rank residuals, 0 for none.
+        spatial_scale (bool): let children larger than 1x1 have a spatial scale.
 
     Returns:
         SharingPlan: named ``auto``.
@@ -42,13 +47,14 @@ def auto_plan(module: nn.Module,
     groups = _groups(module, stages, kernel_sizes, min_kernel_params, across_stages)
     for paths in groups.values():
         pairs = _borrow_within(paths, _expand(pattern, len(paths)))
-        borrowings += [Borrowing(c, p, reduction) for c, p in pairs if _worth(module.get_submodule(c), reduction)]
+        candidates = (Borrowing(c, p, reduction, residual_rank, spatial_scale) for c, p in pairs)
+        borrowings += [b for b in candidates if _worth(module.get_submodule(b.child), b)]
     if not borrowings:
         raise SharingPlanError(
             f'the automatic policy finds nothing to share in {type(module).__name__} (pattern={pattern!r}, '
             f'stages={stages}, kernel_sizes={tuple(kernel_sizes)}, min_kernel_params={min_kernel_params}): '
             'it needs two convs with the same kernel shape and groups in one stage; try other kernel_sizes, a lower '
-            'min_kernel_params, a larger reduction or across_stages=True')
+            'min_kernel_params, a larger reduction, a lower residual_rank or across_stages=True')
     return SharingPlan(tuple(borrowings), 'auto')
 
 
@@ -107,5 +113,5 @@ def _borrow_within(paths: List[str], letters: str) -> List[Tuple[str, str]]:
             if letter == 'S']
 
 
-def _worth(conv: nn.Conv2d, reduction: int) -> bool:
-    return reduction <= conv.in_channels and adapter_size(conv, reduction) < conv.weight.numel()
+def _worth(conv: nn.Conv2d, b: Borrowing) -> bool:
+    return b.reduction <= conv.in_channels and adapter_size(conv, **b.options()) < conv.weight.numel()

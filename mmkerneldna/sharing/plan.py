@@ -1,6 +1,6 @@
 """A sharing plan as data: which convolution borrows whose kernel, in whatever module."""
 from dataclasses import dataclass, replace
-from typing import Dict, Iterable, List, Mapping, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Tuple
 
 from torch import nn
 
@@ -20,10 +20,22 @@ class Borrowing:
         child (str): path of the conv that gives up its kernel, relative to the module the plan is applied to.
         parent (str): path of the conv whose kernel it borrows.
         reduction (int): of the child's input gate.
+        residual_rank (int): of the child's low-rank residual, 0 for none (the paper).
+        spatial_scale (bool): whether the child has one (the paper: unless it is 1x1).
     """
     child: str
     parent: str
     reduction: int = 4
+    residual_rank: int = 0
+    spatial_scale: bool = True
+
+    def options(self) -> Dict[str, Any]:
+        """How the child adapts the kernel: what :class:`mmkerneldna.layers.ChildConv2d` takes and :meth:`__str__` says."""
+        return dict(reduction=self.reduction, residual_rank=self.residual_rank, spatial_scale=self.spatial_scale)
+
+    def __str__(self) -> str:
+        rank = f', residual rank {self.residual_rank}' if self.residual_rank else ''
+        return f"{self.child} (reduction {self.reduction}{rank}{'' if self.spatial_scale else ', no spatial scale'})"
 
 
 @dataclass(frozen=True)
@@ -90,13 +102,24 @@ class SharingPlan:
 
     def with_reduction(self, reduction: int) -> 'SharingPlan':
         """The same plan with one reduction for all gates."""
-        return replace(self, borrowings=tuple(replace(b, reduction=reduction) for b in self.borrowings))
+        return self._with(reduction=reduction)
+
+    def with_residual_rank(self, residual_rank: int) -> 'SharingPlan':
+        """The same plan with one rank for the residuals of all children, 0 for none."""
+        return self._with(residual_rank=residual_rank)
+
+    def with_spatial_scale(self, spatial_scale: bool) -> 'SharingPlan':
+        """The same plan with a spatial scale for all children (but 1x1 ones) or for none."""
+        return self._with(spatial_scale=spatial_scale)
+
+    def _with(self, **options) -> 'SharingPlan':
+        return replace(self, borrowings=tuple(replace(b, **options) for b in self.borrowings))
 
     def __str__(self) -> str:
         lines = [_headline(self)]
         for parent, children in _by_parent(self.borrowings):
             lines.append(parent)
-            lines += _branches(f'{b.child} (reduction {b.reduction})' for b in children)
+            lines += _branches(map(str, children))
         return '\n'.join(lines)
 
     def describe(self, module: nn.Module) -> str:
@@ -110,21 +133,22 @@ class SharingPlan:
         for parent, children in _by_parent(self.borrowings):
             kernel = module.get_submodule(parent).weight
             lines.append(f'{parent}  kernel {tuple(kernel.shape)}')
-            costs = [adapter_size(module.get_submodule(b.child), b.reduction) for b in children]
-            lines += _branches(f'{b.child} (reduction {b.reduction})  saves {kernel.numel():,}, adapter {cost:,}'
-                               for b, cost in zip(children, costs))
+            costs = [adapter_size(module.get_submodule(b.child), **b.options()) for b in children]
+            lines += _branches(f'{b}  saves {kernel.numel():,}, adapter {cost:,}' for b, cost in zip(children, costs))
             saved, added = saved + kernel.numel() * len(children), added + sum(costs)
         lines.append(f'{saved:,} kernel parameters saved, {added:,} adapter parameters added, net {saved - added:,}')
         return '\n'.join(lines)
 
 
-def adapter_size(conv: nn.Conv2d, reduction: int) -> int:
-    """Parameters that a child in the place of ``conv`` adds: gate (with a BN) and static modulations."""
+def adapter_size(conv: nn.Conv2d, reduction: int, residual_rank: int = 0, spatial_scale: bool = True) -> int:
+    """Parameters that a child in the place of ``conv`` adds: gate (with a BN), static modulations and residual."""
     if isinstance(conv, ChildConv2d):
         return sum(p.numel() for p in conv.adapter_parameters())
     hidden = conv.in_channels // reduction
     taps = conv.kernel_size[0] * conv.kernel_size[1]
-    return 2 * conv.in_channels * hidden + 2 * hidden + conv.in_channels + conv.out_channels + (taps if taps > 1 else 0)
+    gate = 2 * conv.in_channels * hidden + 2 * hidden + conv.in_channels
+    residual = residual_rank * (conv.out_channels + conv.weight[0].numel())
+    return gate + conv.out_channels + (taps if spatial_scale and taps > 1 else 0) + residual
 
 
 def _headline(plan: SharingPlan) -> str:

@@ -49,7 +49,11 @@ def _policy_plan(module: nn.Module, policy: Dict[str, Any]) -> SharingPlan:
         raise SharingPlanError(f"dict(type='auto', ...): {error}") from None
 
 
-def share_kernels(module: nn.Module, plan: PlanLike, gate_cfg: Optional[dict] = None) -> nn.Module:
+def share_kernels(module: nn.Module,
+                  plan: PlanLike,
+                  gate_cfg: Optional[dict] = None,
+                  residual_rank: Optional[int] = None,
+                  spatial_scale: Optional[bool] = None) -> nn.Module:
     """Let convolutions of ``module`` borrow kernels, in place.
 
     The plan is checked as a whole first; on any error the module is as it was.
@@ -59,6 +63,8 @@ def share_kernels(module: nn.Module, plan: PlanLike, gate_cfg: Optional[dict] = 
         plan: what :func:`resolve_plan` takes.
         gate_cfg (dict, optional): ``norm_cfg`` of all input gates (default BN) and a ``reduction`` that overrides the
             plan's.
+        residual_rank (int, optional): rank of all children's low-rank residuals, in place of the plan's.
+        spatial_scale (bool, optional): whether children have a spatial scale, in place of what the plan says.
 
     Returns:
         nn.Module: ``module`` itself.
@@ -67,11 +73,13 @@ def share_kernels(module: nn.Module, plan: PlanLike, gate_cfg: Optional[dict] = 
         SharingPlanError: unknown path, not a plain conv, different kernel shape or groups, or a conv that shares already.
     """
     plan, gate_cfg = _with_gates(resolve_plan(module, plan), gate_cfg)
+    plan = plan if residual_rank is None else plan.with_residual_rank(residual_rank)
+    plan = plan if spatial_scale is None else plan.with_spatial_scale(spatial_scale)
     convs = {path: _plain_conv(module, path, plan.name) for b in plan.borrowings for path in (b.child, b.parent)}
     for b in plan.borrowings:
         _check_fit(b, convs[b.child], convs[b.parent], plan.name)
     _check_free(module, plan)
-    children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], reduction=b.reduction, **gate_cfg)
+    children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_cfg)
                 for b in plan.borrowings}
     for path, child in children.items():
         owner, _, name = path.rpartition('.')
@@ -115,6 +123,10 @@ def _check_fit(b: Borrowing, child: nn.Conv2d, parent: nn.Conv2d, plan: str) -> 
     if not 1 <= b.reduction <= child.in_channels:
         raise SharingPlanError(f"plan '{plan}': reduction={b.reduction} of {b.child} must lie between 1 and its "
                                f'{child.in_channels} input channels')
+    rank = min(child.out_channels, child.weight[0].numel())
+    if not 0 <= b.residual_rank <= rank:
+        raise SharingPlanError(f"plan '{plan}': residual_rank={b.residual_rank} of {b.child} must lie between 0 and {rank}, "
+                               f'the rank of a kernel of {ours[0]}')
     if child.weight.device != parent.weight.device or child.weight.dtype != parent.weight.dtype:
         raise SharingPlanError(f"plan '{plan}': {b.child} is on {child.weight.device} in {child.weight.dtype}, {b.parent} "
                                f'on {parent.weight.device} in {parent.weight.dtype}; move the module as a whole first')
@@ -129,7 +141,12 @@ def _check_free(module: nn.Module, plan: SharingPlan) -> None:
 
 
 @MODELS.register_module(name='KernelDNA')
-def build_shared(module: dict, plan: PlanLike = 'auto', gate_cfg: Optional[dict] = None, **injected) -> nn.Module:
+def build_shared(module: dict,
+                 plan: PlanLike = 'auto',
+                 gate_cfg: Optional[dict] = None,
+                 residual_rank: Optional[int] = None,
+                 spatial_scale: Optional[bool] = None,
+                 **injected) -> nn.Module:
     """Share kernels in any module built from a config.
 
     ``neck=dict(type='KernelDNA', module=dict(type='FPN', ...), plan=...)`` returns the inner module itself: no wrapper, no
@@ -138,9 +155,9 @@ def build_shared(module: dict, plan: PlanLike = 'auto', gate_cfg: Optional[dict]
     Args:
         module (dict): config of the inner module.
         plan: what :func:`resolve_plan` takes, paths relative to the inner module.
-        gate_cfg (dict, optional): as in :func:`share_kernels`.
+        gate_cfg, residual_rank, spatial_scale: as in :func:`share_kernels`.
 
     Returns:
         nn.Module: the inner module with shared kernels.
     """
-    return share_kernels(build_inner(module, injected), plan, gate_cfg)
+    return share_kernels(build_inner(module, injected), plan, gate_cfg, residual_rank, spatial_scale)
