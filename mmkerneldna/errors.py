@@ -27,6 +27,10 @@ class DataError(KernelDNAError, ValueError):
     """Something is wrong with the data that a config points to."""
 
 
+class CheckpointError(KernelDNAError, ValueError):
+    """A checkpoint that can't be used; the message is one line, but for the lists of keys."""
+
+
 def explain(error: BaseException) -> Optional[str]:
     """The line for an error that the user can fix, or None for any other (a bug deserves its traceback)."""
     if isinstance(error, KernelDNAError):

@@ -3,6 +3,12 @@
     python tools/convert_checkpoint.py kdna-resnet18 released.pth kdna_r18.pth
     python tools/train.py CONFIG --cfg-options model.backbone.init_cfg.type=Pretrained \
         model.backbone.init_cfg.checkpoint=kdna_r18.pth
+
+A checkpoint of a whole detector or segmenter (entries under 'backbone.', a neck, heads) becomes one too: its backbone is
+converted, everything else goes over as it is. It loads into the config of that detector:
+
+    python tools/convert_checkpoint.py odconv faster_rcnn_odconv4x_r50.pth detector.pth
+    python tools/test.py CONFIG_OF_THAT_DETECTOR detector.pth
 """
 import argparse
 import os
@@ -25,7 +31,7 @@ CONVERTERS = {
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('net', choices=CONVERTERS, help='what the checkpoint holds')
     parser.add_argument('source', help='released checkpoint')
     parser.add_argument('target', help='file to write')
@@ -39,10 +45,9 @@ def main():
     with one_line_errors():
         if os.path.exists(args.target):
             raise CheckpointError(f'{args.target} exists; name a new file')
+        held = read_checkpoint(args.source, unsafe=args.unsafe_checkpoint)
         try:
-            converted = CONVERTERS[args.net](read_checkpoint(args.source, unsafe=args.unsafe_checkpoint))
-        except CheckpointError:
-            raise
+            converted = CONVERTERS[args.net](held)
         except ValueError as error:
             raise CheckpointError(f'{args.source}: {error}') from error
         torch.save(dict(state_dict=converted), args.target)

@@ -10,6 +10,8 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
+from .reading import reads_released, some
+
 GATE = {'se.fc1': 'gate.fc1', 'se.bn': 'gate.norm', 'se.fc2': 'gate.fc2'}
 
 
@@ -131,13 +133,13 @@ LAYOUTS: Dict[str, Callable[[], Layout]] = {
 }
 
 
+@reads_released
 def convert_official(state_dict: Mapping[str, Any], arch: str) -> Dict[str, Tensor]:
     """Turn a checkpoint of the authors' code into the state dict of our backbone.
 
     Args:
         state_dict (Mapping): a state dict of ``models/KDNA_ResNet18.py``, ``KDNA_ResNet50.py`` or
-            ``KDNA_MobileNetV2.py`` of haiduo/KernelDNA; a ``module.`` prefix and a checkpoint that holds the state dict
-            under ``state_dict`` or ``model`` are understood. The classifier is dropped.
+            ``KDNA_MobileNetV2.py`` of haiduo/KernelDNA, as :func:`.reading.reads_released` reads it. The classifier is dropped.
         arch (str): ``'resnet18'``, ``'resnet50'``, ``'mobilenet_v2'`` or ``'mobilenet_v2_0.5'``.
 
     Returns:
@@ -150,7 +152,7 @@ def convert_official(state_dict: Mapping[str, Any], arch: str) -> Dict[str, Tens
     if arch not in LAYOUTS:
         raise ValueError(f'arch={arch!r} must be one of {", ".join(map(repr, LAYOUTS))}')
     layout, converted, foreign, used = LAYOUTS[arch](), {}, [], set()
-    for key, value in unwrap(state_dict).items():
+    for key, value in state_dict.items():
         ours = _translate(layout, key, value, used)
         if ours is None:
             foreign.append(key)
@@ -160,16 +162,8 @@ def convert_official(state_dict: Mapping[str, Any], arch: str) -> Dict[str, Tens
     missing = [name for name in [*layout.rename, *layout.slices] if name not in used and 'downsample' not in name]
     if foreign or missing:
         raise ValueError(f'not a checkpoint of the released {arch}: {len(foreign)} keys do not belong to it '
-                         f'({_some(foreign)}), {len(missing)} layers are missing ({_some(missing)})')
+                         f'({some(foreign)}), {len(missing)} layers are missing ({some(missing)})')
     return converted
-
-
-def unwrap(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
-    """The flat state dict in a checkpoint: nesting and the ``module.`` prefix of data-parallel training taken off."""
-    for name in ('state_dict', 'model'):
-        if isinstance(state_dict.get(name), Mapping):
-            state_dict = state_dict[name]
-    return {key[len('module.'):] if key.startswith('module.') else key: value for key, value in state_dict.items()}
 
 
 def _translate(layout: Layout, key: str, value: Tensor, used: set):
@@ -187,7 +181,3 @@ def _translate(layout: Layout, key: str, value: Tensor, used: set):
         return None
     used.add(prefix)
     return {layout.rename[prefix] + key[len(prefix):]: value}
-
-
-def _some(names: List[str], limit: int = 5) -> str:
-    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '') if names else 'none'

@@ -16,7 +16,7 @@ from ..layers.kernel_warehouse import KWConv2d
 from ..layers.kernel_warehouse_plan import PRESETS, group_convs, plan_warehouse
 from ..layers.swap import match_convs
 from .mobilenet_names import mobilenet_prefixes
-from .kernel_dna import unwrap
+from .reading import plain_state_dict, reads_released, split_backbone
 
 _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')
 _CLASSIFIER = ('fc.', 'classifier.')
@@ -37,13 +37,13 @@ class Setting(NamedTuple):
     conv: dict
 
 
+@reads_released
 def convert_kernelwarehouse(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     """Turn a checkpoint of the authors' code into the state dict of our backbone.
 
     Args:
-        state_dict (Mapping): of ``kw_resnet18``, ``kw_resnet50`` or ``kw_mobilenetv2``; a ``module.`` prefix and a
-            checkpoint that holds the state dict under ``state_dict`` or ``model`` are understood. The classifier is
-            dropped.
+        state_dict (Mapping): of ``kw_resnet18``, ``kw_resnet50`` or ``kw_mobilenetv2``, or of the authors' detectors with
+            them, as :func:`.reading.reads_released` reads it. The classifier is dropped.
 
     Returns:
         dict: loads strictly into ``DynamicConvs`` over ``ResNet(18)`` or ``ResNet(50)`` of mmdet or mmseg, or mmdet's
@@ -53,14 +53,13 @@ def convert_kernelwarehouse(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     Raises:
         ValueError: not such a checkpoint; the message names keys that are missing or don't belong.
     """
-    state = unwrap(state_dict)
-    setting = kernelwarehouse_setting(state)
+    setting = kernelwarehouse_setting(state_dict)
     net, convs = _backbone(setting.arch, setting.width)
     options = {k: v for k, v in setting.conv.items() if k != 'type'}
     with torch.device('meta'):
         layers = KWConv2d.build_swapped(convs, **options)
     owners = [paths[-1] for paths in group_convs(convs, options.get('sharing', 'stage')).values()]
-    converted = _rename(state, setting.arch, owners)
+    converted = _rename(state_dict, setting.arch, owners)
     _check(converted, _expected_keys(net, layers))
     print_log(f'KernelWarehouse {setting.scale} {setting.arch}, {len(owners)} warehouses', logger='current')
     return converted
@@ -72,7 +71,7 @@ def kernelwarehouse_setting(state_dict: Mapping[str, Any]) -> Setting:
     Raises:
         ValueError: no published setting has these warehouses.
     """
-    state = unwrap(state_dict)
+    state, _ = split_backbone(plain_state_dict(state_dict))
     shapes = [tuple(state[key].shape[:3]) for key in sorted(filter(_WAREHOUSE.fullmatch, state), key=_warehouse_index)]
     if not shapes:
         raise ValueError("no 'warehouse_manager.weights.*' in the checkpoint: it is not one of KernelWarehouse")

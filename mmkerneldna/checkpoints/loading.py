@@ -2,8 +2,10 @@
 
 A pickle can run code. torch's ``weights_only=True`` refuses everything but tensors and plain containers, while mmengine
 stores its message hub and numpy numbers next to the weights, and falls back to the unsafe mode when they are refused.
-Here exactly these types are let through, and nothing falls back.
+Here exactly these types are let through, with the ``argparse.Namespace`` of settings that many trainers store, and nothing
+falls back.
 """
+import argparse
 import os
 import pickle
 import re
@@ -17,13 +19,9 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..errors import KernelDNAError
+from ..errors import CheckpointError
 
 LISTED = 5  # keys named per kind of mismatch
-
-
-class CheckpointError(KernelDNAError, ValueError):
-    """A checkpoint that can't be used; the message is one line, but for the lists of keys."""
 
 
 def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict:
@@ -77,7 +75,7 @@ def _history_method(owner: type, name: str):
 
 def _safe_globals() -> list:
     dtypes = {type(np.dtype(t)) for t in (bool, 'u1', 'i1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8')}
-    return [HistoryBuffer, (_history_method, 'builtins.getattr'), slice, np.ndarray, np.dtype, *dtypes,
+    return [argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), slice, np.ndarray, np.dtype, *dtypes,
             np._core.multiarray._reconstruct, np._core.multiarray.scalar]
 
 

@@ -12,15 +12,16 @@ from typing import Any, Dict, Iterable, Mapping
 from torch import Tensor
 
 from .mobilenet_names import mobilenet_prefixes
-from .kernel_dna import unwrap
+from .reading import reads_released, some
 
 
+@reads_released
 def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     """Turn a checkpoint of the authors' ODConv code into the state dict of our backbone; the net is read off the keys.
 
     Args:
-        state_dict: a state dict of an ``od_resnet*`` or ``od_mobilenetv2_*``; a ``module.`` prefix and a checkpoint
-            that holds the state dict under ``state_dict`` or ``model`` are understood. The classifier is dropped.
+        state_dict: a state dict of an ``od_resnet*`` or ``od_mobilenetv2_*``, or of the authors' detectors with them, as
+            :func:`.reading.reads_released` reads it. The classifier is dropped.
 
     Returns:
         A state dict that loads strictly into the net above. Their temperature is no part of it: it is 1 after training.
@@ -28,7 +29,6 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     Raises:
         ValueError: keys of neither net, or a net without ODConv layers.
     """
-    state_dict = unwrap(state_dict)
     rename = _renaming(state_dict)
     if not any('.attention.' in key for key in state_dict):
         raise ValueError('not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the '
@@ -41,7 +41,7 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
         elif rename[prefix]:
             converted[rename[prefix] + key[len(prefix):].replace('.attention.bn.', '.attention.norm.')] = value
     if foreign:
-        raise ValueError(f'{len(foreign)} keys belong to no layer of the released nets: {_some(foreign)}')
+        raise ValueError(f'{len(foreign)} keys belong to no layer of the released nets: {some(foreign)}')
     return converted
 
 
@@ -53,8 +53,4 @@ def _renaming(keys: Iterable[str]) -> Dict[str, str]:
     if 'features' in heads:
         return {**mobilenet_prefixes(), 'classifier': ''}
     raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) '
-                     f'or od_mobilenetv2 (features), got {_some(sorted(heads))}')
-
-
-def _some(names, limit: int = 5) -> str:
-    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
+                     f'or od_mobilenetv2 (features), got {some(sorted(heads))}')

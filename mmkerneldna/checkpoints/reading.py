@@ -3,14 +3,15 @@
 Trainers nest the weights, prefix their names, keep a second, averaged set beside them or store half precision. Whatever takes
 a checkpoint of somebody else's net reads it through :func:`plain_state_dict` or :func:`backbone_state_dict`.
 """
+import functools
 import re
-from typing import Any, Dict, Mapping
+from typing import Any, Callable, Dict, Iterable, Mapping, Tuple
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .loading import CheckpointError
+from ..errors import CheckpointError
 from .mobilenet_names import mobilenet_prefixes
 
 #: Names under which checkpoints keep their weights, the first that is there counts. Where mmengine's ``EMAHook`` ran,
@@ -18,6 +19,7 @@ from .mobilenet_names import mobilenet_prefixes
 WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema')
 _PREFIXES = re.compile(r'^(?:module\.|_orig_mod\.)+')  # data parallel, torch.compile
 _EMA = 'ema_'
+_BACKBONE = 'backbone.'
 _CLASSIFIERS = ('fc.', 'classifier.')
 _LISTED = 5
 
@@ -40,7 +42,7 @@ def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoin
     """
     state = _tensors(_unwrap(checkpoint))
     if not state:
-        raise CheckpointError(f'{source} holds no weights, only {_some(checkpoint)}; expected a state dict, or a dict with one '
+        raise CheckpointError(f'{source} holds no weights, only {some(checkpoint)}; expected a state dict, or a dict with one '
                               f"under {', '.join(map(repr, WRAPPERS))}")
     state = _in_fp32(_without_averages({_PREFIXES.sub('', key): value for key, value in state.items()}), source)
     _check_finite(state, source)
@@ -62,11 +64,34 @@ def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkp
     Raises:
         CheckpointError: as :func:`plain_state_dict`.
     """
-    state = plain_state_dict(checkpoint, source)
-    inner = {key[len('backbone.'):]: value for key, value in state.items() if key.startswith('backbone.')}
-    if inner:
-        return inner
-    return _mmdet_names({key: value for key, value in state.items() if not key.startswith(_CLASSIFIERS)})
+    backbone, _ = split_backbone(plain_state_dict(checkpoint, source))
+    return _mmdet_names({key: value for key, value in backbone.items() if not key.startswith(_CLASSIFIERS)})
+
+
+def split_backbone(state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+    """The backbone's entries, without their prefix ``backbone.``, and all others; where none has it, all are the backbone's."""
+    backbone = {key[len(_BACKBONE):]: value for key, value in state.items() if key.startswith(_BACKBONE)}
+    if not backbone:
+        return dict(state), {}
+    return backbone, {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
+
+
+def reads_released(convert: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
+    """Let a converter of a backbone's flat state dict take whole checkpoints, of detectors and segmenters too.
+
+    Of a whole model the backbone is converted and keeps its prefix ``backbone.``; the neck's and heads' entries go over as they
+    are: mmdet 3 and mmseg 1 name them as the versions before did. Of a classifier (``head.``) only the backbone is left, without
+    prefix.
+    """
+
+    @functools.wraps(convert)
+    def convert_any(state_dict: Mapping[str, Any], *args, **kwargs) -> Dict[str, Tensor]:
+        backbone, others = split_backbone(plain_state_dict(state_dict))
+        converted = convert(backbone, *args, **kwargs)
+        carried = {key: value for key, value in others.items() if not key.startswith('head.')}
+        return {**{_BACKBONE + key: value for key, value in converted.items()}, **carried} if carried else converted
+
+    return convert_any
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -102,7 +127,7 @@ def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise CheckpointError(f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
-                              f'infinite numbers ({_some(broken)}); take an earlier checkpoint')
+                              f'infinite numbers ({some(broken)}); take an earlier checkpoint')
 
 
 def _mmdet_names(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -113,6 +138,7 @@ def _mmdet_names(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return {f'{prefixes.get(layer, layer)}.{name}': state[key] for key, (layer, _, name) in split.items()}
 
 
-def _some(names) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first few names, for a message."""
     names = list(map(str, names))
     return ', '.join(names[:_LISTED]) + (', ...' if len(names) > _LISTED else '') if names else 'nothing'

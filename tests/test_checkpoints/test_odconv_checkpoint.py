@@ -131,8 +131,8 @@ def test_features_agree_with_the_released_layout(name, kernel_num):
 
 
 def test_refuses_what_is_no_released_net():
-    with pytest.raises(ValueError, match='expected the layers of od_resnet.*got backbone'):
-        convert_odconv({'backbone.conv1.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match='expected the layers of od_resnet.*got trunk'):
+        convert_odconv({'trunk.conv1.weight': torch.zeros(1)})
     names = ('conv1', 'bn1', 'layer1.0.conv1', 'layer2.0.conv1', 'layer3.0.conv1', 'layer4.0.conv1')
     static = {f'{name}.weight': torch.zeros(1) for name in names}
     with pytest.raises(ValueError, match='no attention layers'):
