@@ -1,10 +1,12 @@
 """KernelDNA and the dynamic convolutions it competes with, for the OpenMMLab 2.x registries."""
 from ._dependencies import DependencyError, check_dependencies
+from ._quiet import quiet_imports
 
-check_dependencies()
+with quiet_imports():
+    check_dependencies()
 
-from . import _config_scopes  # noqa: E402,F401  (before any config names mmseg:: or mmkerneldna::)
-from . import layers, sharing, backbones, checkpoints, datasets, deploy, hooks, launch  # noqa: E402,F401
-from .version import __version__  # noqa: E402
+    from . import _config_scopes  # noqa: F401  (before any config names mmseg:: or mmkerneldna::)
+    from . import layers, sharing, backbones, checkpoints, datasets, deploy, hooks, launch  # noqa: F401
+from .version import __version__
 
 __all__ = ['DependencyError', '__version__']

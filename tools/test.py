@@ -1,4 +1,6 @@
 """Test a detector or a segmenter: scores and what they cost."""
+import _before_imports  # noqa: F401  # isort: split
+
 import argparse
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
@@ -6,6 +8,7 @@ from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import predictions
 from mmkerneldna.launch.arguments import add_deploy_arguments, parse_run_arguments
+from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.errors import one_line_errors
 
 
@@ -44,11 +47,11 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(), quiet_output() as output:
         install_safe_loading(args.unsafe_checkpoint)
         cfg = prepare_config(args)
         check_data(cfg, splits=('test', ), on_corrupt=args.corrupt_images)
-        launch.build_runner(cfg).test()
+        launch.build_runner(cfg, output).test()
 
 
 if __name__ == '__main__':

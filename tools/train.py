@@ -1,4 +1,6 @@
 """Train a detector or a segmenter from a config."""
+import _before_imports  # noqa: F401  # isort: split
+
 import argparse
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
@@ -9,6 +11,7 @@ from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments
 from mmkerneldna.launch.schedules import check_schedules
 from mmkerneldna.launch.shorten import scale_schedule
+from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.sharing.paramwise import check_paramwise
 
@@ -49,14 +52,14 @@ def prepare_config(args):
 
 def main():
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(), quiet_output() as output:
         install_safe_loading(args.unsafe_checkpoint)
         cfg = prepare_config(args)
         check_data(cfg, splits=('train', 'val'), on_corrupt=args.corrupt_images)
         preflight.check_num_classes(cfg)
         preflight.warn_frozen_random(cfg)
         check_schedules(cfg)
-        runner = launch.build_runner(cfg)
+        runner = launch.build_runner(cfg, output)
         check_paramwise(runner.model, cfg.optim_wrapper)
         check_schedules(cfg, runner)
         runner.train()

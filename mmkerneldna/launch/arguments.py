@@ -21,6 +21,11 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-iters', type=int, metavar='N', help='the same for a config that counts iterations')
 
 
+def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
+    """``--verbose``: the tools look for it before they import anything, see tools/_before_imports.py."""
+    parser.add_argument('--verbose', action='store_true', help='all output of all packages, as mmengine prints it')
+
+
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
@@ -30,6 +35,7 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_verbose_argument(parser)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args

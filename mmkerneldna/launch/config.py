@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
 from ..datasets import override_data_root
 from .preflight import check_optimizer_type
+from .quiet import QuietOutput
 from ..errors import UsageError, explain
 
 
@@ -164,8 +165,12 @@ def join_cpu_processes(cfg: Config) -> None:
                                              find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, output: Optional[QuietOutput] = None) -> Runner:
     """The Runner, of the type that the config names, with its model.
+
+    Args:
+        cfg: the whole config.
+        output: shows where the run is, and keeps the Runner's log away from the screen; None for mmengine's usual output.
 
     Raises:
         UsageError: a constructor refuses what the config says; the traceback goes to ``<work_dir>/error.txt``.
@@ -173,7 +178,8 @@ def build_runner(cfg: Config) -> Runner:
     join_cpu_processes(cfg)
     try:
         check_optimizer_type(cfg)
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+        runner = (output.runner_class(kind) if output else kind).from_cfg(cfg)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         if explain(error) is not None:
             raise
@@ -181,3 +187,6 @@ def build_runner(cfg: Config) -> Runner:
         path.write_text(traceback.format_exc())
         raise UsageError(f'the config cannot be built: {type(error).__name__}: {" ".join(str(error).split())} '
                          f'(traceback in {path})') from error
+    if output:
+        output.watch(runner)
+    return runner

@@ -4,7 +4,8 @@ from typing import List, Optional, Sequence, Tuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .results import SCORES, Row
+from .results import Row
+from .scores import SCORES
 
 # key of a row, axis label
 COSTS = (('latency_ms', 'latency (ms)'), ('unique_params_m', 'unique params (M)'))

@@ -8,7 +8,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from ..measure.benchmark import COST_COLUMNS
 from .pareto import pareto_figure
-from .results import SCORES, Row, sort_rows
+from .results import Row, sort_rows
+from .scores import SCORES
 from ..measure.tables import Column, cell, filled_columns, markdown, write_csv, write_json, write_text
 
 LEAD_COLUMNS = (Column('number', '#', 0), Column('name', 'run'), Column('model', 'model'),

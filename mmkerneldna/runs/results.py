@@ -5,10 +5,8 @@ A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a
 (resumed trainings, later tests) make one run.
 """
 import json
-import math
 import re
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -16,31 +14,11 @@ from mmengine.config import Config
 
 from ..errors import KernelDNAError
 from ..hooks.cost_hook import FILE_NAME, PREFIX
+from .scores import SCORES, Score, is_number
 
 Row = Dict[str, Any]
 TIMESTAMP = re.compile(r'\d{8}_\d{6}(_.*)?$')
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric: its key in the logs, its name in rows, its title, and the factor that makes it percent."""
-    key: str
-    name: str
-    title: str
-    scale: float
-
-
-# The first that a run has is the one it is sorted and plotted by.
-SCORES = (
-    Score('coco/bbox_mAP', 'box_ap', 'box AP', 100),
-    Score('coco/segm_mAP', 'mask_ap', 'mask AP', 100),
-    Score('coco/bbox_mAP_50', 'box_ap50', 'box AP50', 100),
-    Score('pascal_voc/mAP', 'voc_ap', 'VOC AP', 100),
-    Score('mIoU', 'miou', 'mIoU', 1),
-    Score('mAcc', 'macc', 'mAcc', 1),
-    Score('aAcc', 'aacc', 'aAcc', 1),
-)
 
 
 class NoRunsError(KernelDNAError, ValueError):
@@ -178,8 +156,8 @@ def _task_by_score(row: Row) -> Optional[str]:
 def _score_cells(validations: Sequence[dict], test: dict) -> Row:
     row: Row = dict(metric=None, score=None, score_from=None)
     for score in SCORES:
-        seen = [r for r in validations if _is_number(r.get(score.key))]
-        if not seen and not _is_number(test.get(score.key)):
+        seen = [r for r in validations if is_number(r.get(score.key))]
+        if not seen and not is_number(test.get(score.key)):
             continue
         best = max(seen, key=lambda r: r[score.key], default={})
         row.update({f'{score.name}_best': _scaled(best, score), f'{score.name}_best_step': best.get('step'),
@@ -196,13 +174,9 @@ def _reported(row: Row, score: Score) -> Tuple[Optional[float], str]:
     return (tested, 'test') if tested is not None else (row[f'{score.name}_last'], 'last val')
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _scaled(record: dict, score: Score) -> Optional[float]:
     value = record.get(score.key)
-    return value * score.scale if _is_number(value) else None
+    return value * score.scale if is_number(value) else None
 
 
 def _cost_cells(metrics: dict) -> Row:
@@ -231,7 +205,7 @@ def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[
     trained = [r for r in records if not _is_validation(r)]
     # Steps that were completed; a log line of epoch 12 may come from its first iteration.
     done = [r['step'] for r in validations if 'step' in r] + ([] if saved is None else [saved])
-    times = [r['time'] for r in trained if _is_number(r.get('time'))]
+    times = [r['time'] for r in trained if is_number(r.get('time'))]
     return dict(trained=max(done, default=0) if trained else None, planned=planned if trained else None,
                 unit=unit if trained else None, train_iter_s=statistics.median(times) if times else None)
 
@@ -274,7 +248,7 @@ def _joined(name: str, members: Sequence[Row]) -> Row:
     joined: Row = {}
     for key in dict.fromkeys(key for row in members for key in row):
         values = [row.get(key) for row in members]
-        numbers = [value for value in values if _is_number(value)]
+        numbers = [value for value in values if is_number(value)]
         if numbers and key not in ('seed', 'height', 'width', 'batch', 'trained', 'planned'):
             joined[key] = statistics.fmean(numbers)
             if len(numbers) > 1:
