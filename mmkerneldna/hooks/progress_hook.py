@@ -3,7 +3,7 @@ import time
 from typing import Any, Optional
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..runs.progress import Step
 from ..runs.scores import describe_scores
@@ -55,7 +55,7 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
         """Say the scores of a validation, and when in the training they were."""
-        by_epoch = runner.max_iters != runner.iter and hasattr(runner.train_loop, 'max_epochs') and runner.max_epochs > 1
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._say(f'epoch {runner.epoch}' if by_epoch else f'iteration {runner.iter}', metrics)
 
     def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:

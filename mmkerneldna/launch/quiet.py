@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 from logging.handlers import MemoryHandler
-from typing import Iterator, Optional, Type
+from typing import Iterator, List, Optional, Tuple, Type
 
 from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
@@ -32,16 +32,25 @@ class QuietOutput:
         self.display = make_display(console)
         # What is logged before the work_dir is known waits for the log file.
         self.early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+        self.early.setLevel(logging.INFO)
+        self.taken: List[Tuple[MMLogger, list]] = []
 
     def take_over(self, logger: MMLogger) -> None:
         """Keep a logger's file, and let no more than warnings through to the person."""
         files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+        self.taken.append((logger, files or list(logger.handlers)))
         shown = _ToDisplay(self.display)
         shown.setLevel(logging.WARNING if get_rank() == 0 else logging.ERROR)
         logger.handlers[:] = [*files, shown] if files else [self.early, shown]
         if files:
             self.early.setTarget(files[0])
             self.early.flush()
+
+    def give_back(self) -> None:
+        """Nothing is shown any more; files stay open."""
+        for logger, handlers in self.taken:
+            logger.handlers[:] = handlers
+        self.display.close()
 
     def watch(self, runner: Runner) -> None:
         """Show where the run is."""
@@ -95,10 +104,10 @@ def quiet_output() -> Iterator[Optional[QuietOutput]]:
         yield None
         return
     output = QuietOutput(Console(file=sys.stdout))
+    output.take_over(MMLogger.get_instance('mmengine'))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_PrintsToLog()):
             hide_warnings()
-            output.take_over(MMLogger.get_instance('mmengine'))
             yield output
     finally:
-        output.display.close()
+        output.give_back()

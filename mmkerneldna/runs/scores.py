@@ -1,6 +1,7 @@
 """The metrics that are reported, and how they are written."""
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Mapping
 
 
@@ -26,8 +27,8 @@ SCORES = (
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite real number, of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def describe_scores(metrics: Mapping[str, Any]) -> str:
