@@ -8,6 +8,7 @@ from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import predictions
 from mmkerneldna.launch.arguments import add_deploy_arguments, parse_run_arguments
+from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.errors import one_line_errors
 
@@ -38,6 +39,7 @@ def prepare_config(args):
     if args.tta:
         predictions.use_tta(cfg)
     launch.unsync_batch_norm(cfg)
+    use_fast_coco_scores(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
     if args.deploy:
         launch.add_hook(cfg, dict(type='DeployHook', compile=args.compile, cuda_graph=args.cuda_graph))

@@ -11,6 +11,7 @@ from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments
 from mmkerneldna.launch.schedules import check_schedules
 from mmkerneldna.launch.shorten import scale_schedule
+from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.sharing.paramwise import check_paramwise
@@ -44,6 +45,7 @@ def prepare_config(args):
     if args.auto_scale_lr:
         launch.use_auto_scale_lr(cfg)
     launch.unsync_batch_norm(cfg)
+    use_fast_coco_scores(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook', allow_partial=args.allow_partial_load))
     launch.add_hook(cfg, dict(type='CostHook'))
     make_repeatable(cfg)

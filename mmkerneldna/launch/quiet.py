@@ -56,6 +56,8 @@ class QuietOutput:
         """Show where the run is."""
         if get_rank() == 0:
             self.display.say(f'  log: {runner.logger.log_file}')
+            if runner.cfg.get('resume'):
+                self.display.say(f'  goes on from {runner.cfg.load_from}')
             runner.register_hook(ProgressHook(self.display))
 
     def runner_class(self, kind: Type[Runner]) -> Type[Runner]:

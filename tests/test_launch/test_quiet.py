@@ -29,7 +29,7 @@ class StubRunner:
     def build_logger(self, path):
         return MMLogger.get_instance('stub', log_file=str(path))
 
-    hooks = ()
+    hooks, cfg = (), dict(resume=False)
 
     def register_hook(self, hook):
         self.hooks = (hook, )
