@@ -2,6 +2,7 @@
 
     python tools/benchmark.py configs/a.py kdna=configs/b.py --scope backbone --batch 1 32 --size 224
     python tools/benchmark.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py configs/b.py --batch 1 --size 800x1344
+    python tools/benchmark.py mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py --variant static kdna odconv4x --scope backbone
 
 All models run in this process and take turns. A backbone is timed from images on the device to features; a whole model
 by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector
@@ -17,6 +18,7 @@ proposals per image reach the second stage, the same ones, and equally many boxe
 memory and GMACs; a training step samples its boxes itself and stays as it is.
 """
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from mmengine.config import DictAction
 
 from mmkerneldna.deploy import deploy
 from mmkerneldna import launch
-from mmkerneldna.launch.arguments import add_deploy_arguments
+from mmkerneldna.launch.arguments import add_deploy_arguments, add_variant_argument
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
 from mmkerneldna.measure.environment import describe, environment
@@ -41,6 +43,7 @@ PROPOSALS = Column('proposals', 'proposals', 0)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='a file, or package::folder/name.py')
+    add_variant_argument(parser, nargs='+', default=[None])
     parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
     parser.add_argument('--batch', type=int, nargs='+', default=[1, 32])
     parser.add_argument('--size', nargs='+', help='H W, HxW, or one number for a square; several go '
@@ -71,13 +74,13 @@ def prepare(model: torch.nn.Module, workload: Workload, args) -> torch.nn.Module
 def read_subjects(args):
     """Subjects, and their configs."""
     subjects, configs = [], []
-    for text in args.configs:
+    for text, variant in product(args.configs, args.variant):
         name, _, path = text.rpartition('=')
-        cfg = launch.load_config(path, args.cfg_options)
+        cfg = launch.load_config(path, args.cfg_options, variant=variant)
         launch.unsync_batch_norm(cfg)
         configs.append(cfg)
-        subjects.append(Subject(name or Path(path.split('::')[-1]).stem,
-                                lambda cfg=cfg: build_from_config(cfg, args.scope)))
+        name = name or (Path(path.split('::')[-1]).stem if len(args.configs) > 1 or variant is None else '')
+        subjects.append(Subject(' '.join(filter(None, (name, variant))), lambda cfg=cfg: build_from_config(cfg, args.scope)))
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UsageError(f'two configs have one name ({", ".join(names)}); write NAME=CONFIG')

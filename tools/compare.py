@@ -2,6 +2,7 @@
 
     python tools/compare.py configs/shapes/upernet_r18_shapes.py configs/shapes/upernet_kdna-r18_shapes.py \\
         --seeds 0 1 2 --work-dir work_dirs/compare
+    python tools/compare.py mmdet::retinanet/retinanet_r18_fpn_1x_coco.py --variants static kdna odconv4x
     python tools/compare.py base.py --variant kdna=b.py --variant 'odconv:backbone.conv_cfg.type=ODConv2d' --seeds 0 1
 
 The first config is the base: --variant NAME:key=value changes it, and gains and ratios refer to it. Stopped and started
@@ -25,6 +26,7 @@ from mmkerneldna.measure.input_size import parse_sizes, size_from_config
 from mmkerneldna.runs.report import make_report, terminal_columns, write_report
 from mmkerneldna.measure.tables import rich_table, wide_console, write_json
 from mmkerneldna.measure.workload import Workload
+from mmkerneldna.variants import VARIANTS
 
 console = wide_console()
 
@@ -34,6 +36,8 @@ def parse_args():
     parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='the base, and others to compare it with')
     parser.add_argument('--variant', action='append', default=[], metavar='NAME:KEY=VALUE...',
                         help='the base with changes, or NAME=CONFIG; may be given several times')
+    parser.add_argument('--variants', nargs='+', default=[], choices=VARIANTS, metavar='NAME',
+                        help=f'the base as variants of the table, the first to compare with: {", ".join(VARIANTS)}')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
@@ -48,7 +52,8 @@ def parse_args():
 
 def read_variants(args):
     base = parse_variant(args.configs[0], '').config
-    variants = [parse_variant(text, base) for text in [*args.configs, *args.variant]]
+    configs = args.configs[1:] if args.variants else args.configs  # the first of the variants stands for the base
+    variants = [parse_variant(text, base) for text in [*args.variants, *configs, *args.variant]]
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         raise UsageError(f'two variants have one name ({", ".join(names)}); write NAME=CONFIG')
@@ -57,7 +62,7 @@ def read_variants(args):
 
 def resolved(variant: Variant, args):
     """The config of a variant with all its changes."""
-    return launch.load_config(variant.config, _as_dict([*variant.options, *args.cfg_options]))
+    return launch.load_config(variant.config, _as_dict([*variant.options, *args.cfg_options]), variant=variant.swap)
 
 
 def _as_dict(options):

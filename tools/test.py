@@ -15,7 +15,7 @@ from mmkerneldna.errors import one_line_errors
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a file, or mmkerneldna::folder/name.py of the installed package')
+    parser.add_argument('config', help='a file, or package::folder/name.py of an installed package: mmkerneldna, mmdet, mmseg')
     parser.add_argument('checkpoint', help='checkpoint to test')
     parser.add_argument('--work-dir', help='where metrics go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='keep the predictions: a .pkl file (detection) or a folder (segmentation)')
@@ -29,7 +29,7 @@ def parse_args():
 
 def prepare_config(args):
     """The config as the Runner gets it."""
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, args.variant)
     launch.set_work_dir(cfg, args.config, args.work_dir)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:

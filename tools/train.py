@@ -19,7 +19,7 @@ from mmkerneldna.sharing.paramwise import check_paramwise
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a file, or mmkerneldna::folder/name.py of the installed package')
+    parser.add_argument('config', help='a file, or package::folder/name.py of an installed package: mmkerneldna, mmdet, mmseg')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the real batch size')
@@ -35,7 +35,7 @@ def parse_args():
 
 def prepare_config(args):
     """The config as the Runner gets it."""
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, args.variant)
     scale_schedule(cfg, args.max_epochs, args.max_iters)
     launch.set_work_dir(cfg, args.config, args.work_dir)
     launch.set_seed(cfg, args.seed, args.deterministic)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.kernel_warehouse import KWConv2d
 from ..layers.kernel_warehouse_plan import PRESETS, group_convs, plan_warehouse
-from ..layers.swap import match_convs
+from ..layers.match import match_convs
 from .mobilenet_names import mobilenet_prefixes
 from .reading import plain_state_dict, reads_released, split_backbone
 

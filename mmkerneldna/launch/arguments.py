@@ -5,6 +5,8 @@ from typing import Optional, Sequence
 
 from mmengine.config import DictAction
 
+from ..variants import VARIANTS
+
 
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """``--deploy --compile --cuda-graph``; ``what`` completes the help of the first one."""
@@ -26,8 +28,15 @@ def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--verbose', action='store_true', help='all output of all packages, as mmengine prints it')
 
 
+def add_variant_argument(parser: argparse.ArgumentParser, **options) -> None:
+    """``--variant NAME``; ``options`` are more of argparse's."""
+    parser.add_argument('--variant', metavar='NAME', help='change the backbone of the config, which may be any of mmdet or '
+                        f'mmseg: {", ".join(VARIANTS)}', **options)
+
+
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
+    add_variant_argument(parser)
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
                         help='what to do about images that do not decode')
     parser.add_argument('--unsafe-checkpoint', action='store_true',

@@ -16,30 +16,38 @@ from mmengine.runner import Runner
 
 from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
 from ..datasets import override_data_root
+from ..errors import UsageError, explain
 from .preflight import check_optimizer_type
 from .quiet import QuietOutput
-from ..errors import UsageError, explain
+from .variant import add_layer_hooks, inside_swap, use_variant
 
 
-def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none') -> Config:
+def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none', variant: Optional[str] = None) -> Config:
     """Read a config from a file, or from an installed package by ``mmkerneldna::folder/name.py``.
 
+    Args:
+        name: of the config.
+        options: ``{'key.key': value}`` that override it; they come after the variant.
+        launcher: of the processes.
+        variant: what to make of its backbone, see :func:`.variant.use_variant`.
+
     Raises:
-        UsageError: there is no such file, or it can't be parsed.
+        UsageError: there is no such file, it can't be parsed, needs a package that is missing, or can't be this variant.
     """
     if '::' not in name and not os.path.isfile(name):
         raise UsageError(f'config {name} does not exist{_near_files(name)}')
     try:
         cfg = get_config(name) if '::' in name else Config.fromfile(name)
-    except (SyntaxError, FileNotFoundError) as error:
+    except (SyntaxError, FileNotFoundError, ImportError) as error:
         raise UsageError(f'config {name}: {" ".join(str(error).split())}') from error
     cfg.launcher = launcher
     options = dict(options or {})
     if 'data_root' in options:  # paths were joined with it while the config was read
         override_data_root(cfg, options.pop('data_root'))
-    cfg.merge_from_dict(options)
     if 'model' not in cfg:
         raise UsageError(f'config {name} has no model: it is a base, name one of the configs built on it')
+    use_variant(cfg, variant)
+    cfg.merge_from_dict(inside_swap(options, cfg))
     return cfg
 
 
@@ -51,12 +59,13 @@ def _near_files(name: str) -> str:
 
 
 def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
-    """Command line over config over ``work_dirs/<config name>``; create it and make sure that it can be written.
+    """Command line over config over ``work_dirs/<config name>[_<variant>]``; create it, make sure that it can be written.
 
     Raises:
         UsageError: it can't.
     """
-    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(name.split('::')[-1]).stem)
+    run_name = '_'.join(filter(None, (Path(name.split('::')[-1]).stem, cfg.get('variant'))))
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', run_name)
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.work_dir).close()
@@ -189,4 +198,6 @@ def build_runner(cfg: Config, output: Optional[QuietOutput] = None) -> Runner:
                          f'(traceback in {path})') from error
     if output:
         output.watch(runner)
+    if 'train_dataloader' in cfg:
+        add_layer_hooks(runner)
     return runner

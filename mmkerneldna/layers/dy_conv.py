@@ -42,6 +42,9 @@ class DyConv2d(ExpertConv2d):
             positive.
     """
 
+    #: before the first iteration, after the warm-up; see :class:`.TemperatureHook`
+    temperature_schedule = (30.0, 1.0)
+
     # "every convolution layer but the first" (section 5.1), shortcuts included
     paper_patterns = {'ResNet': ['layer*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 

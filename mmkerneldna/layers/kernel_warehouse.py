@@ -144,6 +144,9 @@ class KWConv2d(nn.Module):
         ValueError: a budget, ratio, reduction or temperature out of range, or channels that don't divide into cells.
     """
 
+    #: before the first iteration, after the warm-up; see :class:`.TemperatureHook`
+    temperature_schedule = (1.0, 0.0)
+
     # Every convolution but the stem; in bottleneck ResNets those that read the stem's output stay static as well.
     paper_patterns = {
         'ResNet': ['layer*'],

@@ -79,6 +79,9 @@ class ODConv2d(ExpertConv2d):
             that isn't positive.
     """
 
+    #: before the first iteration, after the warm-up; see :class:`.TemperatureHook`
+    temperature_schedule = (30.0, 1.0)
+
     # Section 4.1: every convolution but the first; the released ResNets keep the 1x1 shortcuts static as well, and only
     # then have the published number of parameters.
     paper_patterns = {'ResNet': ['layer*.conv*'], 'MobileNetV2': ['layer*', 'conv2.*']}

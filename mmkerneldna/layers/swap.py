@@ -1,28 +1,24 @@
 """Replace convolutions of any module by another registered kind, by path.
 
-    backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=4),
-                  module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
+    backbone=dict(type='DynamicConvs', conv='odconv4x', module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
+    backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=2), module=...)
 """
-import difflib
-import fnmatch
-import re
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
 from .._registry import build_inner
-from ..errors import KernelDNAError
 from ..modules import count_parameters, is_plain_conv, replace
+from ..variants import get_variant
+from .match import SwapError, match_convs, net_names
 
-
-class SwapError(KernelDNAError, ValueError):
-    """A swap that can't be done; the module is as it was."""
+ConvLike = Union[str, Dict[str, Any]]
 
 
 def swap_convs(module: nn.Module,
-               conv_cfg: Dict[str, Any],
+               conv_cfg: ConvLike,
                include: Optional[Sequence[str]] = None,
                exclude: Sequence[str] = ()) -> nn.Module:
     """Replace the convolutions of ``module`` whose path matches, in place, all or nothing.
@@ -40,65 +36,37 @@ def swap_convs(module: nn.Module,
 
     Args:
         module: any built module.
-        conv_cfg: ``type``, a registered layer with the arguments of Conv2d, and its own arguments.
-        include: patterns. None takes the convolutions that the layer's paper replaced in this net.
+        conv_cfg: ``type``, a registered layer with the arguments of Conv2d, and its own arguments; or the name of a
+            variant (:data:`mmkerneldna.variants.VARIANTS`), which has the settings for this net.
+        include: patterns. None takes the convolutions that the layer's paper replaced in this net; in any other net the
+            spatial ones behind the stem (:func:`.match.spatial_convs`). What the layer can't replace of those stays as it
+            is, which the log says.
         exclude: patterns of convolutions to leave alone.
 
     Returns:
         ``module`` itself.
 
     Raises:
-        SwapError: a pattern matches nothing, nothing is left to swap, no paper patterns for this net, or a convolution
-            that can't be swapped; the message names every such path and why.
+        SwapError: a pattern matches nothing, nothing is left to swap, or a convolution that ``include`` names can't be
+            swapped; the message names every such path and why.
+        UsageError: no variant has this name.
     """
-    cls, options = _layer_class(conv_cfg)
-    paths = match_convs(module, cls, include, exclude)
-    convs = {path: module.get_submodule(path) for path in paths}
-    _refuse(_not_plain(module, convs), cls)
-    swapped = _build(cls, convs, options)
+    cls, options = _layer_class(conv_cfg, module)
+    patterns = options.pop('include', None) if include is None else include
+    convs = {path: module.get_submodule(path) for path in match_convs(module, cls, patterns, exclude)}
+    reasons = _not_plain(module, convs)
+    swapped = _build(cls, {path: conv for path, conv in convs.items() if path not in reasons}, options, reasons)
+    if reasons and (include is not None or not swapped):
+        raise SwapError(f'{cls.__name__} cannot replace {len(reasons)} of the {len(convs)} convolutions that match; exclude '
+                        f'or change them:\n{_lines(reasons)}')
+    convs = {path: convs[path] for path in swapped}
     for path, new in swapped.items():
         replace(module, convs[path], new.to(convs[path].weight).train(convs[path].training))
     print_log(describe_swap(cls.__name__, convs, swapped), logger='current')
+    if reasons:
+        print_log(f'{len(reasons)} convolutions stay as they are:\n{_lines(reasons)}', logger='current', level=30)
     _warn_frozen(convs)
     return module
-
-
-def match_convs(module: nn.Module, cls: type, include: Optional[Sequence[str]], exclude: Sequence[str]) -> List[str]:
-    """Paths of the convolutions that ``include`` and ``exclude`` select, in order of definition.
-
-    Raises:
-        SwapError: as :func:`swap_convs`.
-    """
-    candidates = [path for path, m in module.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and path]
-    # A net's paper patterns cover its variants, so not every one has to match; what a user writes has to.
-    patterns = paper_patterns(module, cls) if include is None else _as_list(include, 'include')
-    exclude = _as_list(exclude, 'exclude')
-    for pattern in (*(patterns if include is not None else ()), *exclude):
-        if not _matching(candidates, pattern):
-            near = difflib.get_close_matches(pattern.removeprefix('re:'), candidates, n=3, cutoff=0.0)
-            raise SwapError(f'{cls.__name__}: pattern {pattern!r} matches no convolution of {type(module).__name__}; '
-                            f"nearest paths: {', '.join(near) or 'it has none'}")
-    left_out = {path for pattern in exclude for path in _matching(candidates, pattern)}
-    chosen = {path for pattern in patterns for path in _matching(candidates, pattern)} - left_out
-    if not chosen:
-        raise SwapError(f'{cls.__name__}: include={list(patterns)} without exclude={exclude} leaves no convolution of '
-                        f'{type(module).__name__}; its first paths: {", ".join(candidates[:5]) or "none"}')
-    return [path for path in candidates if path in chosen]
-
-
-def paper_patterns(module: nn.Module, cls: type) -> List[str]:
-    """The patterns of ``cls`` for this net: by class name and depth, then by class name, base classes included.
-
-    Raises:
-        SwapError: there are none.
-    """
-    table = getattr(cls, 'paper_patterns', {})
-    for name in (base.__name__ for base in type(module).__mro__):
-        for key in (f"{name}-{getattr(module, 'depth', None)}", name):
-            if key in table:
-                return list(table[key])
-    raise SwapError(f'{cls.__name__} has no paper patterns for {type(module).__name__} (only for '
-                    f"{', '.join(sorted(table)) or 'no net'}): set include, e.g. include=['*']")
 
 
 def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module]) -> str:
@@ -121,7 +89,7 @@ def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module
 
 @MODELS.register_module(name='DynamicConvs')
 def build_dynamic_convs(module: dict,
-                        conv: dict,
+                        conv: ConvLike,
                         include: Optional[Sequence[str]] = None,
                         exclude: Sequence[str] = (),
                         **injected) -> nn.Module:
@@ -139,9 +107,14 @@ def build_dynamic_convs(module: dict,
     return swap_convs(build_inner(module, injected), conv, include, exclude)
 
 
-def _layer_class(conv_cfg: Dict[str, Any]) -> Tuple[type, Dict[str, Any]]:
+def _layer_class(conv_cfg: ConvLike, module: nn.Module) -> Tuple[type, Dict[str, Any]]:
+    if isinstance(conv_cfg, str):
+        variant = get_variant(conv_cfg)
+        if variant.conv is None:
+            raise SwapError(f'conv={conv_cfg!r} replaces no convolution: {variant.summary}')
+        conv_cfg = variant.settings(net_names(module))
     if not isinstance(conv_cfg, dict) or 'type' not in conv_cfg:
-        raise SwapError(f"conv must be a config dict with a 'type', got {conv_cfg!r}")
+        raise SwapError(f"conv must be the name of a variant, or a config dict with a 'type', got {conv_cfg!r}")
     options = dict(conv_cfg)
     kind = options.pop('type')
     cls = kind if isinstance(kind, type) else MODELS.get(kind)
@@ -150,17 +123,17 @@ def _layer_class(conv_cfg: Dict[str, Any]) -> Tuple[type, Dict[str, Any]]:
     return cls, options
 
 
-def _build(cls: type, convs: Dict[str, nn.Conv2d], options: Dict[str, Any]) -> Dict[str, nn.Module]:
+def _build(cls: type, convs: Dict[str, nn.Conv2d], options: Dict[str, Any], reasons: Dict[str, str]) -> Dict[str, nn.Module]:
+    """The new layers; what the layer refuses to replace goes into ``reasons``."""
     if hasattr(cls, 'build_swapped'):
         return cls.build_swapped(convs, **options)
-    swapped, reasons = {}, {}
+    swapped = {}
     for path, conv in convs.items():
         try:
             swapped[path] = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
                                 conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, **options)
         except ValueError as error:
             reasons[path] = str(error)
-    _refuse(reasons, cls)
     return swapped
 
 
@@ -179,11 +152,8 @@ def _not_plain(module: nn.Module, convs: Dict[str, nn.Module]) -> Dict[str, str]
     return reasons
 
 
-def _refuse(reasons: Dict[str, str], cls: type) -> None:
-    if reasons:
-        lines = '\n'.join(f'  {path}: {reason}' for path, reason in reasons.items())
-        raise SwapError(f'{cls.__name__} cannot replace {len(reasons)} of the convolutions that match; exclude or '
-                        f'change them:\n{lines}')
+def _lines(reasons: Dict[str, str]) -> str:
+    return '\n'.join(f'  {path}: {reason}' for path, reason in reasons.items())
 
 
 def _warn_frozen(convs: Dict[str, nn.Conv2d]) -> None:
@@ -191,15 +161,3 @@ def _warn_frozen(convs: Dict[str, nn.Conv2d]) -> None:
     if frozen:
         print_log(f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will '
                   'not train either. Lower frozen_stages, or exclude them from the swap', logger='current', level=30)
-
-
-def _matching(paths: Iterable[str], pattern: str) -> List[str]:
-    if pattern.startswith('re:'):
-        return [path for path in paths if re.fullmatch(pattern[3:], path)]
-    return [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-
-
-def _as_list(patterns: Sequence[str], name: str) -> List[str]:
-    if isinstance(patterns, str):
-        raise SwapError(f'{name}={patterns!r} must be a list of patterns: [{patterns!r}]')
-    return list(patterns)

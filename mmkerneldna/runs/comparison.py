@@ -17,13 +17,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
 from ..errors import UsageError
 from .results import Row, collect_run, group_rows
 from ..measure.tables import write_json
+from ..variants import get_variant
 
 @dataclass(frozen=True)
 class Variant:
@@ -33,20 +34,23 @@ class Variant:
         name (str): in the table, and of the folder.
         config (str): a file, or ``package::folder/name.py``.
         options (tuple[str]): ``key=value``, as for ``--cfg-options``.
+        swap (str, optional): name in the table of variants, as for ``--variant``.
     """
     name: str
     config: str
     options: Tuple[str, ...] = ()
+    swap: Optional[str] = None
 
 
 def parse_variant(text: str, base: str) -> Variant:
     """Read a variant from a command line.
 
-    ``path.py`` or ``NAME=path.py`` is a config of its own; ``NAME:key=value key=value`` changes the base. Keys that
+    ``path.py`` or ``NAME=path.py`` is a config of its own; a name of :data:`mmkerneldna.variants.VARIANTS` is that variant
+    of the base; ``NAME:key=value key=value`` changes the base. Keys that
     begin with ``backbone.``, ``neck.``, ``decode_head.``, ... (a part of the model) may leave ``model.`` out.
 
     Raises:
-        UsageError: neither.
+        UsageError: none of these.
 
     Examples:
         >>> parse_variant('kdna:backbone.type=KDNAResNet', 'a.py')
@@ -55,6 +59,9 @@ def parse_variant(text: str, base: str) -> Variant:
     if text.endswith('.py'):
         name, _, path = text.rpartition('=')
         return Variant(name or Path(path.split('::')[-1]).stem, path)
+    if re.fullmatch(r'\w+', text):
+        get_variant(text)
+        return Variant(text, base, swap=text)
     found = re.fullmatch(r'([\w.+-]+):\s*(\S.*)', text)
     options = shlex.split(found.group(2)) if found else []
     if not options or not all(re.match(r'[\w.]+=', option) for option in options):
@@ -156,6 +163,7 @@ def execute(run: Run, train_flags: Sequence[str], on_line: Callable[[str], None]
     if run.finished:
         return run.result()
     common = [run.variant.config, '--work-dir', str(run.work_dir)]
+    common += ['--variant', run.variant.swap] if run.variant.swap else []
     options = ['--cfg-options', *run.options] if run.options else []
     if not run.trained:
         train = [str(tools / 'train.py'), *common, '--resume', '--seed', str(run.seed), *train_flags, *options]

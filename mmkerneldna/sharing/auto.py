@@ -1,20 +1,25 @@
 """The automatic policy: a sharing plan for any module."""
 import re
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from itertools import product
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
+from ..layers.match import describe_convs, free_convs
 from ..modules import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
+
+
+Taken = Callable[[nn.Conv2d], bool]
 
 
 def auto_plan(module: nn.Module,
               pattern: str = 'FS',
               stages: Optional[Sequence[str]] = None,
-              kernel_sizes: Sequence[int] = (3, ),
+              kernel_sizes: Optional[Sequence[int]] = None,
               min_kernel_params: int = 8192,
               reduction: int = 4,
-              across_stages: bool = False,
+              across_stages: Optional[bool] = None,
               residual_rank: int = 0,
               spatial_scale: bool = True) -> SharingPlan:
     """Make a plan for any module.
@@ -28,10 +33,12 @@ def auto_plan(module: nn.Module,
         pattern (str): letters F and S, repeated as needed; one letter may carry a ``*`` to fill the group: ``'S*F'`` all
             borrow from the last conv, ``'FS*F'`` all but the first (the paper's MobileNetV2).
         stages (Sequence[str], optional): path prefixes to look into, e.g. ``('layer3', 'layer4')``. Defaults to all.
-        kernel_sizes (Sequence[int]): kernel sizes to share, square. Defaults to 3x3.
+        kernel_sizes (Sequence[int], optional): square kernels to share. Defaults to every kernel of more than one tap, or
+            to the 1x1 kernels where none of those can share (nets of depthwise and 1x1 convs, as MobileNetV2).
         min_kernel_params (int): smallest kernel worth sharing, in parameters.
         reduction (int): of the input gates.
-        across_stages (bool): let convs of different stages share.
+        across_stages (bool, optional): let convs of different stages share. Defaults to no, unless no stage has two
+            that can (UNet, Darknet).
         residual_rank (int): of the children's low-rank residuals, 0 for none.
         spatial_scale (bool): let children larger than 1x1 have a spatial scale.
 
@@ -43,19 +50,20 @@ def auto_plan(module: nn.Module,
     """
     _check_pattern(pattern)
     _check_stages(module, stages)
-    borrowings: List[Borrowing] = []
-    groups = _groups(module, stages, kernel_sizes, min_kernel_params, across_stages)
-    for paths in groups.values():
-        pairs = _borrow_within(paths, _expand(pattern, len(paths)))
+    sizes = [_spatial, _pointwise] if kernel_sizes is None else [lambda conv: _square(conv) in kernel_sizes]
+    for across, taken in product([False, True] if across_stages is None else [across_stages], sizes):
+        groups = _groups(module, stages, taken, min_kernel_params, across)
+        pairs = [pair for paths in groups.values() for pair in _borrow_within(paths, _expand(pattern, len(paths)))]
         candidates = (Borrowing(c, p, reduction, residual_rank, spatial_scale) for c, p in pairs)
-        borrowings += [b for b in candidates if _worth(module.get_submodule(b.child), b)]
-    if not borrowings:
-        raise SharingPlanError(
-            f'the automatic policy finds nothing to share in {type(module).__name__} (pattern={pattern!r}, '
-            f'stages={stages}, kernel_sizes={tuple(kernel_sizes)}, min_kernel_params={min_kernel_params}): '
-            'it needs two convs with the same kernel shape and groups in one stage; try other kernel_sizes, a lower '
-            'min_kernel_params, a larger reduction, a lower residual_rank or across_stages=True')
-    return SharingPlan(tuple(borrowings), 'auto')
+        borrowings = tuple(b for b in candidates if _worth(module.get_submodule(b.child), b))
+        if borrowings:
+            return SharingPlan(borrowings, 'auto')
+    raise SharingPlanError(
+        f'the automatic policy finds nothing to share in {type(module).__name__} (pattern={pattern!r}, '
+        f'stages={stages}, kernel_sizes={kernel_sizes}, min_kernel_params={min_kernel_params}; convs: '
+        f'{describe_convs(module)}): it needs two plain convs with the same kernel shape and groups, large enough to pay '
+        'for a gate; try other kernel_sizes, a lower min_kernel_params, a larger reduction, a lower residual_rank or '
+        'across_stages=True')
 
 
 def stage_of(path: str) -> str:
@@ -80,16 +88,26 @@ def _check_stages(module: nn.Module, stages: Union[str, Sequence[str], None]) ->
                                    f"{', '.join(known)}")
 
 
-def _groups(module, stages, kernel_sizes, min_kernel_params, across_stages) -> Dict[Tuple, List[str]]:
+def _groups(module: nn.Module, stages: Optional[Sequence[str]], taken: Taken, min_kernel_params: int,
+            across_stages: bool) -> Dict[Tuple, List[str]]:
     groups: Dict[Tuple, List[str]] = {}
-    for path, conv in module.named_modules():
-        if not is_plain_conv(conv) or conv.weight.numel() < min_kernel_params or not _inside(path, stages):
-            continue
-        if conv.kernel_size[0] != conv.kernel_size[1] or conv.kernel_size[0] not in kernel_sizes:
-            continue
-        stage = '' if across_stages else stage_of(path)
-        groups.setdefault((stage, tuple(conv.weight.shape), conv.groups), []).append(path)
+    for path, conv in free_convs(module).items():
+        if conv.weight.numel() >= min_kernel_params and _inside(path, stages) and taken(conv):
+            stage = '' if across_stages else stage_of(path)
+            groups.setdefault((stage, tuple(conv.weight.shape), conv.groups), []).append(path)
     return groups
+
+
+def _spatial(conv: nn.Conv2d) -> bool:
+    return max(conv.kernel_size) > 1
+
+
+def _pointwise(conv: nn.Conv2d) -> bool:
+    return not _spatial(conv)
+
+
+def _square(conv: nn.Conv2d) -> Optional[int]:
+    return conv.kernel_size[0] if conv.kernel_size[0] == conv.kernel_size[1] else None
 
 
 def _inside(path: str, stages: Optional[Iterable[str]]) -> bool:
