@@ -41,7 +41,7 @@ class Variant:
 
 
 # MobileNetV2 has no FDConv in the paper; here its 1x1 convs are swapped (mmdet's names, then mmseg's).
-_POINTWISE = ('*.expand_conv.*', '*.linear_conv.*', 're:layer[2-7]\\.\\d+\\.conv\\.[02]\\.conv')
+_POINTWISE = [r're:layer\d\.\d+\.(expand_conv|linear_conv)\.conv|layer[2-7]\.\d+\.conv\.[02]\.conv']
 
 VARIANTS: Dict[str, Variant] = {
     'static': Variant('the net as it is'),

@@ -118,9 +118,9 @@ def _take(cfg: Config, place: Any, key: Any, changed: Dict[str, Any]) -> None:
     place[key] = ConfigDict(changed)
     if changed['type'].startswith('KDNA') and 'pretrained' in place:
         place['pretrained'] = None  # weights of the static net don't fit its depths
-    imports = cfg.setdefault('custom_imports', dict(imports=[], allow_failed_imports=False))
+    imports = cfg.get('custom_imports', dict(imports=[], allow_failed_imports=False))
     if 'mmkerneldna' not in imports['imports']:
-        imports['imports'] = [*imports['imports'], 'mmkerneldna']
+        cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmkerneldna'])
 
 
 def _inner_key(key: str, cfg: Config) -> str:

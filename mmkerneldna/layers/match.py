@@ -88,14 +88,17 @@ def spatial_convs(module: nn.Module) -> List[str]:
 
 
 def free_convs(module: nn.Module) -> Dict[str, nn.Conv2d]:
-    """{path: conv} of the plain convolutions with a kernel of their own that are no part of another convolution."""
+    """{path: conv} of the plain convolutions with a kernel of their own that work on a map of features.
+
+    Those inside another convolution and those of a channel attention, which see one pixel, are none.
+    """
     owners: Dict[int, int] = {}
     for m in module.modules():
         if isinstance(m, _ConvNd):
             owners[id(m.weight)] = owners.get(id(m.weight), 0) + 1
-    inner = inner_convs(module)
+    others = {*inner_convs(module), *_attention_convs(module)}
     return {path: m for path, m in module.named_modules()
-            if is_plain_conv(m) and path and path not in inner and owners[id(m.weight)] == 1}
+            if is_plain_conv(m) and path and path not in others and owners[id(m.weight)] == 1}
 
 
 def inner_convs(module: nn.Module) -> List[str]:
@@ -103,6 +106,14 @@ def inner_convs(module: nn.Module) -> List[str]:
     outer = [path for path, m in module.named_modules() if path and (isinstance(m, _ConvNd) or hasattr(m, 'deform_groups'))]
     return [f'{path}.{name}' for path in outer for name, m in module.get_submodule(path).named_modules()
             if name and isinstance(m, _ConvNd)]
+
+
+def _attention_convs(module: nn.Module) -> List[str]:
+    """Convolutions beside a global pool, in a ConvModule or bare: of squeeze and excitation and its relatives."""
+    pooled = {path.rpartition('.')[0] for path, m in module.named_modules()
+              if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))} - {''}
+    return [path for path, m in module.named_modules() if isinstance(m, nn.Conv2d)
+            and pooled & {path.rpartition('.')[0], path.rpartition('.')[0].rpartition('.')[0]}]
 
 
 def describe_convs(module: nn.Module) -> str:

@@ -9,7 +9,6 @@ from ..layers.match import describe_convs, free_convs
 from ..modules import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
 
-
 Taken = Callable[[nn.Conv2d], bool]
 
 

@@ -63,6 +63,20 @@ def test_linear_over_epochs_for_every_layer_and_only_for_convolutions(tmp_path):
     assert encoding.temperature == 10000.0
 
 
+def test_by_default_each_layer_takes_its_own_schedule_over_a_third_of_the_run(tmp_path):
+    net = train(tmp_path, Net(*convs(ODConv2d, KWConv2d)), dict(type='TemperatureHook'), epochs=6)
+    assert [seen[0] for seen in net.seen] == pytest.approx([30, 22.75, 15.5, 8.25] + [1] * 8)
+    assert [seen[1] for seen in net.seen] == pytest.approx([1, 0.75, 0.5, 0.25] + [0] * 8)
+    net = train(tmp_path, Net(*convs(KWConv2d)), dict(type='TemperatureHook'), iters=6)
+    assert [seen[0] for seen in net.seen] == pytest.approx([1, 0.5, 0, 0, 0, 0])
+
+
+def test_a_long_run_of_iterations_warms_up_for_16000():
+    class Runner:
+        max_iters, train_loop = 160000, None
+    assert TemperatureHook()._warmup(Runner) == 16000
+
+
 def test_is_logged(tmp_path):
     train(tmp_path, Net(*convs(KWConv2d)), dict(type='TemperatureHook', start=1, end=0, length=2))
     lines = [json.loads(line) for path in Path(tmp_path).rglob('vis_data/scalars.json') for line in path.open()]
@@ -97,6 +111,7 @@ def test_refuses_when_training_starts(tmp_path, layers, hook, loop, message):
 @pytest.mark.parametrize('options, message', [
     (dict(schedule='step'), "schedule='step' must be one of 'linear', 'cosine'"),
     (dict(length=0), 'length=0 of the temperature warm-up'),
+    (dict(end=None), 'needs both ends'),
 ])
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):

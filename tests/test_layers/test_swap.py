@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from mmdet.models import FPN, MobileNetV2, ResNet
+from mmdet.models import CSPNeXt, FPN, MobileNetV2, ResNet
 from mmdet.structures import DetDataSample
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
@@ -10,7 +10,8 @@ from mmengine.structures import InstanceData
 from mmseg.models import ResNetV1c
 from torch import nn
 
-from mmkerneldna.layers import ODConv2d, SwapError, swap_convs
+from mmkerneldna.errors import UsageError
+from mmkerneldna.layers import DCDConv2d, FDConv2d, ODConv2d, SwapError, swap_convs
 from mmkerneldna.layers.swap import describe_swap
 from mmkerneldna.sharing import share_kernels
 
@@ -181,8 +182,61 @@ def test_convs_that_are_more_than_a_kernel():
     unchanged(swap_convs(small_resnet(), OD), OD, match='it is a ODConv2d')
 
 
-def test_a_net_without_paper_patterns():
-    unchanged(FPN([8], 8, 1), OD, match=r"no paper patterns for FPN.*ResNet.*include=\['\*'\]")
+def test_a_net_that_no_paper_names_gives_its_spatial_convs_behind_the_stem():
+    net = swap_convs(CSPNeXt(widen_factor=0.125), OD)
+    paths = dynamic_paths(net)
+    assert paths and all(max(net.get_submodule(path).kernel_size) > 1 for path in paths)
+    static = CSPNeXt(widen_factor=0.125)
+    left = [path for path, m in static.named_modules() if isinstance(m, nn.Conv2d) and path not in paths]
+    assert all(path.startswith('stem') or static.get_submodule(path).kernel_size == (1, 1) for path in left)
+    assert {'stage1.0.conv', 'stage1.1.blocks.0.conv2.depthwise_conv.conv'} <= set(paths)
+
+
+class Attention(nn.Module):
+    """A pool, and a conv of what it leaves."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1)
+
+
+def test_a_net_of_1x1_convs_gives_those_behind_the_stem_and_no_attention():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), Attention(), nn.Conv2d(8, 8, 1))
+    assert dynamic_paths(swap_convs(net, OD)) == ['1', '3']
+
+
+def test_the_offsets_of_deformable_convs_stay():
+    net = swap_convs(ResNet(50, base_channels=8, dcn=dict(type='DCNv2', deform_groups=1),
+                            stage_with_dcn=(False, True, False, False)), OD)
+    paths = dynamic_paths(net)
+    assert 'layer2.0.conv1' in paths and not any('conv2' in path for path in paths if path.startswith('layer2'))
+    assert net.layer2[0].conv2.conv_offset.weight.abs().sum() == 0
+
+
+def test_what_a_layer_refuses_of_its_default_stays_and_is_said(monkeypatch):
+    messages = []
+    monkeypatch.setattr('mmkerneldna.layers.swap.print_log', lambda message, **_: messages.append(message))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=2))
+    assert dynamic_paths(swap_convs(net, dict(type='DCDConv2d')), DCDConv2d) == ['1']
+    assert '1 convolutions stay as they are:\n  2: ' in messages[1] and 'groups=2' in messages[1]
+
+
+def test_a_net_without_convs_behind_its_stem():
+    unchanged(nn.Sequential(nn.Conv2d(3, 8, 7), nn.Linear(8, 8)), OD, match='no convolution to swap behind its stem: 1 Conv2d')
+
+
+def test_a_variant_by_name():
+    assert small_resnet_of('odconv4x').layer1[0].conv1.num_experts == 4
+    assert small_resnet_of('dcd').layer1[0].conv1.fusion.pool_size == 2
+    mobile = swap_convs(MobileNetV2(0.25), 'fdconv')
+    assert len(dynamic_paths(mobile, FDConv2d)) == 33
+    with pytest.raises(UsageError, match="'odconv3x'; nearest: .*odconv4x"):
+        swap_convs(small_resnet(), 'odconv3x')
+    unchanged(small_resnet(), 'kdna', match='replaces no convolution')
+
+
+def small_resnet_of(name):
+    return swap_convs(small_resnet(), name)
 
 
 def test_a_wrong_conv_config():
