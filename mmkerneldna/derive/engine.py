@@ -1,0 +1,149 @@
+"""Derive: grow, fit, recalibrate, reconstruct; all or nothing."""
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Iterable, Iterator, List, Optional, Sequence
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..modules import count_parameters
+from .dense import block_of
+from .recalibrate import batch_norms, recalibrate, reestimate
+from .reconstruct import Reconstruction, reconstruct, relative_loss, units_of
+from .report import DeriveReport, level_rows
+from .run import Images, Run, called, recorded, tensors
+from .source import DeriveError, Source, read_source
+from .start import Start
+
+PARENTS = ('keep', 'mean')
+
+
+def derive(target: nn.Module,
+           source: Source,
+           images: Optional[Iterable[Tensor]] = None,
+           *,
+           steps: int = 0,
+           parents: str = 'keep',
+           align: bool = True,
+           calibration_batches: int = 4,
+           reconstruction: Optional[Reconstruction] = None,
+           partial: bool = False) -> DeriveReport:
+    """Give a net with shared kernels the weights of a dense one, in place.
+
+    Extra blocks of the target become identities, so growing changes nothing. A child keeps its kernel where its parent is free
+    to take it; elsewhere it starts from the parent's, at its own size and behind a neutral gate. With ``images`` the norms and
+    branches of the changed blocks are brought back to size, and ``steps`` of reconstruction teach them the dense net's outputs.
+
+    Args:
+        target (nn.Module): KernelDNA backbone, or a whole detector or segmenter with shared kernels in any part.
+        source: dense weights of the same family, at most as deep: a module, a state dict, or what names a file of them.
+        images (Iterable[Tensor], optional): batches of preprocessed images (N, 3, H, W), without labels; may be endless.
+        steps (int): of reconstruction, one batch each.
+        parents (str): ``'keep'``: parents keep their kernels; ``'mean'``: each family shares the mean of its kernels, brought
+            to the same size and sign.
+        align (bool): put free hidden channels into the order in which they fit best.
+        calibration_batches (int): batches that norms and branches are measured on.
+        reconstruction (Reconstruction, optional): settings other than the defaults; its ``steps`` are replaced.
+        partial (bool): leave entries as they are that the source lacks or has in another shape.
+
+    Returns:
+        DeriveReport: per child, per level, in all.
+
+    Raises:
+        DeriveError: settings, a source or images that can't be used; the target is as it was.
+        CheckpointError: the source can't be read, holds no weights, or NaN.
+    """
+    _check(steps, images, parents, calibration_batches)
+    began, state = time.perf_counter(), read_source(source)
+    with _all_or_nothing(target):
+        start = Start(target, state, partial)
+        paths = [*start.parents, *start.parents.values()]
+        pictures = None if images is None else Images(images)
+        batches = pictures.take(calibration_batches) if pictures else []
+        run = Run(target, paths)
+        start.fit(parents == 'mean', align, run, batches)
+        report = DeriveReport(start.rows, sorted(start.identities), left_out=start.left_out, kept=start.kept,
+                              parameters_before=start.dense_size(), parameters_after=count_parameters(target))
+        if pictures:
+            _use_images(start, run, pictures, batches, replace(reconstruction or Reconstruction(), steps=steps or 1), steps,
+                        report)
+    report.seconds = time.perf_counter() - began
+    print_log(report.headline(), logger='current')
+    return report
+
+
+def _check(steps: int, images, parents: str, calibration_batches: int) -> None:
+    if parents not in PARENTS:
+        raise DeriveError(f'parents={parents!r} must be one of {", ".join(map(repr, PARENTS))}')
+    if steps < 0 or calibration_batches < 1:
+        raise DeriveError(f'steps={steps} must be 0 or more and calibration_batches={calibration_batches} 1 or more')
+    if steps and images is None:
+        raise DeriveError(f'{steps} steps of reconstruction need images')
+
+
+@torch.no_grad()
+def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor], settings: Reconstruction, steps: int,
+                report: DeriveReport) -> None:
+    target, twin = start.target, start.twin
+    target.eval()
+    blocks, reached = start.changed_blocks(), called(twin, run, batches[0])
+    if blocks:
+        _recalibrate_if_better(start, run, batches, blocks)
+    norms = batch_norms(target, [*blocks, *start.identities])
+    if steps and blocks:
+        report.loss = reconstruct(target, twin, blocks, run, images, settings, reached)
+        report.steps = len(report.loss)
+    if norms:
+        reestimate(target, norms, lambda batch: run(target, batch), batches, keep_function=True)
+    report.levels = level_rows([run(target, b) for b in batches], [run(twin, b) for b in batches])
+    report.blocks = _block_errors(start, run, batches, blocks, reached)
+    for row in report.children:
+        row.output_error = report.blocks.get(block_of(row.child), 0.0)
+
+
+def _recalibrate_if_better(start: Start, run: Run, batches: Sequence[Tensor], blocks: List[str]) -> None:
+    target, twin = start.target, start.twin
+    norms = batch_norms(target, blocks)
+    before = [{key: value.clone() for key, value in norm.state_dict().items()} for norm in norms]
+    error = _error(target, twin, run, batches)
+    recalibrate(target, twin, blocks, run, batches)
+    if not _error(target, twin, run, batches) < error:
+        for norm, state in zip(norms, before):
+            norm.load_state_dict(state)
+
+
+def _error(target: nn.Module, twin: nn.Module, run: Run, batches: Sequence[Tensor]) -> float:
+    return sum(float(relative_loss(run(target, b), run(twin, b))) for b in batches)
+
+
+def _block_errors(start: Start, run: Run, batches: Sequence[Tensor], blocks: Sequence[str], reached: set) -> dict:
+    """Block -> squared error over power of its output, given the dense net's input."""
+    units = [(block, unit) for block in blocks for unit in units_of([block], reached)[0] if unit]
+    errors = {block: 0.0 for block, _ in units}
+    for batch in batches:
+        with recorded(start.twin, {unit for _, unit in units}) as calls:
+            run(start.twin, batch)
+        for block, unit in units:
+            module = start.target.get_submodule(unit)
+            terms = [relative_loss(tensors(module(*args)), tensors(goal)) for args, goal in calls[unit]]
+            errors[block] += float(torch.stack(terms).mean()) / len(batches)
+    return errors
+
+
+@contextmanager
+def _all_or_nothing(target: nn.Module) -> Iterator[None]:
+    """Put back every tensor and the modes after an error; the modes in any case."""
+    modes = [(module, module.training) for module in target.modules()]
+    tensors_before = [(t, t.detach().clone()) for t in {id(t): t for t in [*target.parameters(), *target.buffers()]}.values()]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in tensors_before:
+                tensor.copy_(value)
+        raise
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,134 @@
+"""Run a net as far as its changed parts reach, and record what goes into and out of its modules."""
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .source import DeriveError
+
+Call = Tuple[tuple, Any]  # positional arguments, output
+
+
+def tensors(tree: Any) -> List[Tensor]:
+    """The floating tensors in any nesting of containers."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+class Run:
+    """How to call a net on preprocessed images so that all of ``paths`` are reached, and not much more.
+
+    Args:
+        net (nn.Module): a backbone, or a whole detector or segmenter.
+        paths (Iterable[str]): of the modules of interest.
+    """
+
+    def __init__(self, net: nn.Module, paths: Iterable[str]) -> None:
+        parts = {path.split('.')[0] for path in paths}
+        self.whole = hasattr(net, 'backbone') and hasattr(net, 'extract_feat')
+        self.part = '' if not self.whole else 'backbone' if parts <= {'backbone'} else 'features' \
+            if parts <= {'backbone', 'neck'} else 'all'
+
+    def __call__(self, net: nn.Module, images: Tensor) -> List[Tensor]:
+        """(N, 3, H, W) normalised images -> the outputs, one tensor per level."""
+        device = next(net.parameters()).device
+        images = images.to(device)
+        if not self.whole:
+            return tensors(net(images))
+        if self.part == 'backbone':
+            return tensors(net.backbone(images))
+        if self.part == 'features':
+            return tensors(net.extract_feat(images))
+        return tensors(net(images, _samples(net, images), mode='tensor'))
+
+
+def _samples(net: nn.Module, images: Tensor) -> list:
+    from mmdet.structures import DetDataSample
+    from mmseg.structures import SegDataSample
+    from mmseg.models import BaseSegmentor
+    size = tuple(images.shape[-2:])
+    meta = dict(ori_shape=size, img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    kind = SegDataSample if isinstance(net, BaseSegmentor) else DetDataSample
+    return [kind(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+
+
+@contextmanager
+def recorded(net: nn.Module, paths: Iterable[str]) -> Iterator[Dict[str, List[Call]]]:
+    """Record every call of the modules at ``paths``; outputs are copied, for many are changed in place afterwards."""
+    calls: Dict[str, List[Call]] = {path: [] for path in paths}
+
+    def hook(path):
+        def record(module, args, output):
+            calls[path].append((args, tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, output)))
+        return record
+
+    handles = [net.get_submodule(path).register_forward_hook(hook(path)) for path in calls]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def called(net: nn.Module, run: Run, images: Tensor) -> Set[str]:
+    """Paths of the modules of ``net`` that a run calls with tensors only."""
+    seen: Set[str] = set()
+
+    def hook(path):
+        def note(module, args, kwargs, output):
+            if args and not kwargs and len(tensors(args)) == len(tree_leaves(args)) and tensors(output):
+                seen.add(path)
+        return note
+
+    handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in net.named_modules() if path]
+    try:
+        run(net, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+class Images:
+    """Batches of preprocessed images that can be gone through again and again.
+
+    Args:
+        source: an iterable of (N, 3, H, W) tensors; one that can be gone through only once is kept in memory.
+
+    Raises:
+        DeriveError: no batch, or one that is not such a tensor.
+    """
+
+    def __init__(self, source: Iterable[Tensor]) -> None:
+        once = iter(source) is source
+        self._source: Iterable[Tensor] = list(source) if once else source
+        self.first = next(iter(self._source), None)
+        if self.first is None:
+            raise DeriveError('images gives no batch at all')
+        self._check(self.first)
+
+    @staticmethod
+    def _check(batch: Tensor) -> Tensor:
+        if not isinstance(batch, Tensor) or batch.dim() != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+            found = f'a tensor {tuple(batch.shape)} of {batch.dtype}' if isinstance(batch, Tensor) else type(batch).__name__
+            raise DeriveError(f'images must give normalised floating (N, 3, H, W) tensors, got {found}')
+        if not torch.isfinite(batch).all():
+            raise DeriveError('images gives a batch with NaN or infinite pixels: look at its preprocessing')
+        return batch
+
+    def take(self, count: int) -> Sequence[Tensor]:
+        """The first ``count`` batches, fewer if there are no more."""
+        taken = []
+        for batch in self._source:
+            taken.append(self._check(batch))
+            if len(taken) == count:
+                break
+        return taken
+
+    def endless(self) -> Iterator[Tensor]:
+        """All batches, again and again."""
+        while True:
+            for batch in self._source:
+                yield self._check(batch)
