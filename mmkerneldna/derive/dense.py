@@ -4,7 +4,7 @@ Holding the source's weights it is the reference for everything: what a child ha
 """
 import re
 from copy import deepcopy
-from typing import Dict, List, Mapping
+from typing import Dict, Iterable, List, Mapping
 
 from torch import Tensor, nn
 
@@ -54,6 +54,19 @@ def block_of(path: str) -> str:
 def stage_of(path: str) -> str:
     """Path of the stage that holds a block: without its number."""
     return path.rpartition('.')[0]
+
+
+def check_family(twin: nn.Module, state: Iterable[str]) -> None:
+    """Refuse a source that names its parts otherwise, before any talk of depths and shapes.
+
+    Raises:
+        DeriveError: it has fewer than half of the target's kinds of entries; blocks of a stage are of one kind.
+    """
+    ours, theirs = ({re.sub(r'\.\d+\.', '.', key) for key in keys} for keys in (twin.state_dict(), state))
+    if 2 * len(ours & theirs) < len(ours):
+        raise DeriveError(f'the source is of another family: of the {len(ours)} kinds of entries of {type(twin).__name__} it has '
+                          f'{len(ours & theirs)}; it has {listed(sorted(theirs - ours))}, and {listed(sorted(ours - theirs))} '
+                          'is wanted')
 
 
 def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> List[str]:

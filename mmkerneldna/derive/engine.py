@@ -2,7 +2,7 @@
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modules import count_parameters
 from .dense import block_of
-from .recalibrate import batch_norms, recalibrate, reestimate
+from .recalibrate import Recalibration, batch_norms, reestimate
 from .reconstruct import Reconstruction, reconstruct, relative_loss, units_of
 from .report import DeriveReport, level_rows
 from .run import Images, Run, called, recorded, tensors
@@ -89,45 +89,45 @@ def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor
     target, twin = start.target, start.twin
     target.eval()
     blocks, reached = start.changed_blocks(), called(twin, run, batches[0])
+    units = {block: unit for block in blocks for unit in units_of([block], reached)[0] if unit}
+    goals = [run(twin, batch) for batch in batches]
     if blocks:
-        _recalibrate_if_better(start, run, batches, blocks)
-    norms = batch_norms(target, [*blocks, *start.identities])
+        _recalibrate_if_better(Recalibration(target, twin, run, batches), units, goals)
     if steps and blocks:
         report.loss = reconstruct(target, twin, blocks, run, images, settings, reached)
         report.steps = len(report.loss)
-    if norms:
-        reestimate(target, norms, lambda batch: run(target, batch), batches, keep_function=True)
-    report.levels = level_rows([run(target, b) for b in batches], [run(twin, b) for b in batches])
-    report.blocks = _block_errors(start, run, batches, blocks, reached)
+    reestimate(batch_norms(target, [*blocks, *start.identities]), lambda batch: run(target, batch), batches, keep_function=True)
+    report.levels = level_rows([run(target, batch) for batch in batches], goals)
+    report.blocks = _block_errors(start, run, batches, units)
     for row in report.children:
         row.output_error = report.blocks.get(block_of(row.child), 0.0)
 
 
-def _recalibrate_if_better(start: Start, run: Run, batches: Sequence[Tensor], blocks: List[str]) -> None:
-    target, twin = start.target, start.twin
-    norms = batch_norms(target, blocks)
+def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str], goals: Sequence[List[Tensor]]) -> None:
+    """Undone if the features come no closer to the dense ones."""
+    target, run = recalibration.target, recalibration.run
+
+    def error() -> float:
+        return sum(float(relative_loss(run(target, b), goal)) for b, goal in zip(recalibration.batches, goals))
+
+    norms = batch_norms(target, units)
     before = [{key: value.clone() for key, value in norm.state_dict().items()} for norm in norms]
-    error = _error(target, twin, run, batches)
-    recalibrate(target, twin, blocks, run, batches)
-    if not _error(target, twin, run, batches) < error:
+    uncalibrated = error()
+    recalibration(units)
+    if not error() < uncalibrated:
         for norm, state in zip(norms, before):
             norm.load_state_dict(state)
 
 
-def _error(target: nn.Module, twin: nn.Module, run: Run, batches: Sequence[Tensor]) -> float:
-    return sum(float(relative_loss(run(target, b), run(twin, b))) for b in batches)
-
-
-def _block_errors(start: Start, run: Run, batches: Sequence[Tensor], blocks: Sequence[str], reached: set) -> dict:
-    """Block -> squared error over power of its output, given the dense net's input."""
-    units = [(block, unit) for block in blocks for unit in units_of([block], reached)[0] if unit]
-    errors = {block: 0.0 for block, _ in units}
+def _block_errors(start: Start, run: Run, batches: Sequence[Tensor], units: Mapping[str, str]) -> Dict[str, float]:
+    """Block -> squared error over power of its unit's output, given the dense net's input."""
+    errors = dict.fromkeys(units, 0.0)
     for batch in batches:
-        with recorded(start.twin, {unit for _, unit in units}) as calls:
+        with recorded(start.twin, {units[block] for block in errors}) as calls:
             run(start.twin, batch)
-        for block, unit in units:
-            module = start.target.get_submodule(unit)
-            terms = [relative_loss(tensors(module(*args)), tensors(goal)) for args, goal in calls[unit]]
+        for block in errors:
+            module = start.target.get_submodule(units[block])
+            terms = [relative_loss(tensors(module(*args)), tensors(goal)) for args, goal in calls[units[block]]]
             errors[block] += float(torch.stack(terms).mean()) / len(batches)
     return errors
 

@@ -1,6 +1,6 @@
 """Give the norms of changed blocks the statistics that they really see, and their branches the size that they should have."""
-from contextlib import contextmanager
-from typing import Callable, Dict, Iterable, Iterator, List, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,14 @@ def batch_norms(net: nn.Module, paths: Iterable[str]) -> List[_BatchNorm]:
 
 
 @torch.no_grad()
-def reestimate(net: nn.Module, norms: Sequence[_BatchNorm], run: Callable[[Tensor], object], batches: Sequence[Tensor],
+def reestimate(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: Sequence[Any],
                keep_function: bool = False) -> None:
     """Average the statistics of ``norms`` over ``batches``.
 
     Args:
-        net (nn.Module): in evaluation mode.
-        norms (Sequence): norms of ``net``.
-        run: calls the net on one batch.
-        batches (Sequence[Tensor]): images.
+        norms (Sequence): of a net in evaluation mode.
+        run: calls that net on one batch.
+        batches (Sequence): what ``run`` takes.
         keep_function (bool): change gamma and beta with them, so that the net computes what it did. For weights that were
             trained under the old statistics.
     """
@@ -46,7 +45,7 @@ def reestimate(net: nn.Module, norms: Sequence[_BatchNorm], run: Callable[[Tenso
 
 @contextmanager
 def _collecting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    kept = [(norm.momentum, norm.training, norm.num_batches_tracked.clone()) for norm in norms]
+    kept = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
         norm.momentum = None  # a plain average
         norm.reset_running_stats()
@@ -54,7 +53,7 @@ def _collecting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, (momentum, training, _) in zip(norms, kept):
+        for norm, (momentum, training) in zip(norms, kept):
             norm.momentum = momentum
             norm.train(training)
 
@@ -83,47 +82,67 @@ class _Moments:
         return factor, theirs - factor * ours
 
 
-@torch.no_grad()
-def match_branch(target: nn.Module, twin: nn.Module, block: str, run: Run, batches: Sequence[Tensor]) -> bool:
-    """Set the affine of a block's last norm so that its branch comes closest to the dense one's, per channel.
+class Recalibration:
+    """Block after block in forward order: statistics of its norms, then the size of its branch.
 
-    What a child's kernel does not know of the old output is noise in the sum with the shortcut: least squares takes away as
-    much of it as helps. (On the kernel it would not: a norm and a ReLU are still to come.)
+    What a child's kernel does not know of the old output is noise in the sum with the shortcut; least squares on the affine of
+    the branch's last norm takes away as much of it as helps. (On the kernel it would not: a norm and a ReLU are still to come.)
 
-    Returns:
-        bool: False for a block that does not end in such a norm.
+    Args:
+        target, twin (nn.Module): in evaluation mode.
+        run (Run): how to call both.
+        batches (Sequence[Tensor]): images.
     """
-    name = last_norm(target.get_submodule(block))
-    norm = target.get_submodule(f'{block}.{name}') if name else None
-    if norm is None or getattr(norm, 'weight', None) is None:
-        return False
-    moments = _Moments()
-    for batch in batches:
-        theirs: List[Tensor] = []
-        with _watching(twin.get_submodule(f'{block}.{name}'), lambda out: theirs.append(out.clone())):
-            run(twin, batch)
-        with _watching(norm, lambda out: moments.add(out, theirs.pop(0))):
-            run(target, batch)
-    factor, shift = moments.line()
-    norm.bias.copy_(norm.bias.double() * factor + shift)
-    norm.weight.copy_(norm.weight.double() * factor)
-    return True
+
+    def __init__(self, target: nn.Module, twin: nn.Module, run: Run, batches: Sequence[Tensor]) -> None:
+        self.target, self.twin, self.run, self.batches = target, twin, run, batches
+
+    @torch.no_grad()
+    def __call__(self, units: Mapping[str, str]) -> None:
+        """Recalibrate blocks, each by calls of its unit, the block itself or a module around it."""
+        norms = {block: f'{block}.{name}' for block, name in
+                 ((block, last_norm(self.target.get_submodule(block))) for block in units) if name}
+        goals = self._branches(norms)
+        for block, unit in units.items():
+            module, inputs = self.target.get_submodule(unit), self._inputs(unit)
+            reestimate(batch_norms(self.target, [block]), lambda args: module(*args), inputs)
+            if block in norms:
+                self._match(self.target.get_submodule(norms[block]), module, inputs, goals[block])
+
+    def _branches(self, norms: Mapping[str, str]) -> Dict[str, List[Tensor]]:
+        """The dense outputs of these norms, of all calls in turn."""
+        seen: Dict[str, List[Tensor]] = {block: [] for block in norms}
+        with ExitStack() as stack:
+            for block, path in norms.items():
+                stack.enter_context(watching(self.twin.get_submodule(path), lambda _, out, b=block: seen[b].append(out.clone())))
+            for batch in self.batches:
+                self.run(self.twin, batch)
+        return seen
+
+    def _inputs(self, unit: str) -> List[tuple]:
+        """Arguments of all calls of ``unit`` in the target as it is now."""
+        seen: List[tuple] = []
+        with watching(self.target.get_submodule(unit), lambda args, _: seen.append(args)):
+            for batch in self.batches:
+                self.run(self.target, batch)
+        return seen
+
+    @staticmethod
+    def _match(norm: nn.Module, unit: nn.Module, inputs: Sequence[tuple], goals: List[Tensor]) -> None:
+        moments, goals = _Moments(), list(goals)
+        with watching(norm, lambda _, out: moments.add(out, goals.pop(0))):
+            for args in inputs:
+                unit(*args)
+        factor, shift = moments.line()
+        norm.bias.copy_(norm.bias.double() * factor + shift)
+        norm.weight.copy_(norm.weight.double() * factor)
 
 
 @contextmanager
-def _watching(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    def hook(module, args, output):
-        see(output)  # at once: the sum with the shortcut is written over it
-
-    handle = module.register_forward_hook(hook)
+def watching(module: nn.Module, see: Callable[[tuple, Tensor], None]) -> Iterator[None]:
+    """Show the arguments and the output of each call at once: the sum with a shortcut is written over a norm's output."""
+    handle = module.register_forward_hook(lambda _, args, output: see(args, output))
     try:
         yield
     finally:
         handle.remove()
-
-
-def recalibrate(target: nn.Module, twin: nn.Module, blocks: Sequence[str], run: Run, batches: Sequence[Tensor]) -> None:
-    """Block after block in forward order: statistics of its norms, then the size of its branch."""
-    for block in blocks:
-        reestimate(target, batch_norms(target, [block]), lambda batch: run(target, batch), batches)
-        match_branch(target, twin, block, run, batches)

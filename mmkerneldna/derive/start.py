@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers import ChildConv2d
 from ..modules import count_parameters
 from .align import best_order, correlation, free_hidden, kernel_similarity, output_pairs, relabel
-from .dense import block_of, check_fit, children_of, dense_twin, parents_of
+from .dense import block_of, check_family, check_fit, children_of, dense_twin, parents_of
 from .fit import Scales, identity_scales, least_squares, low_rank, relative_error, same_size
 from .growth import approximated, find_stacks, grow, place_identities
 from .neutral import neutral_gate, set_scales
@@ -44,6 +44,8 @@ class Start:
         self.twin = dense_twin(target)
         ours = self.twin.state_dict()
         state = rename(state, ours)
+        if not partial:
+            check_family(self.twin, state)
         stacks = find_stacks(self.twin, state)
         self.identities = place_identities(stacks, self.twin, state, self.parents)
         grown = grow(stacks, self.identities, self.twin, state, self.parents)
