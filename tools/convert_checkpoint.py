@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from mmkerneldna.checkpoints import convert_kernelwarehouse, convert_odconv, convert_official
+from mmkerneldna.checkpoints import convert_dcd, convert_fdconv, convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
 from mmkerneldna.errors import one_line_errors
 
@@ -25,6 +25,8 @@ CONVERTERS = {
     'kdna-resnet50': partial(convert_official, arch='resnet50'),
     'kdna-mobilenet-v2': partial(convert_official, arch='mobilenet_v2'),
     'kdna-mobilenet-v2-0.5': partial(convert_official, arch='mobilenet_v2_0.5'),
+    'dcd': convert_dcd,
+    'fdconv': convert_fdconv,
     'odconv': convert_odconv,
     'kernelwarehouse': convert_kernelwarehouse,
 }

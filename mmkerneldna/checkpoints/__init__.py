@@ -1,5 +1,7 @@
 """Released checkpoints of other code, rewritten to our layout."""
+from .dcd import convert_dcd
+from .fdconv import convert_fdconv, fdconv_setting
+from .kernel_dna import convert_official
 from .kernel_warehouse import convert_kernelwarehouse, kernelwarehouse_setting
 from .odconv import convert_odconv
-from .kernel_dna import convert_official
 from .reading import backbone_state_dict, plain_state_dict

@@ -80,8 +80,8 @@ def reads_released(convert: Callable[..., Dict[str, Tensor]]) -> Callable[..., D
     """Let a converter of a backbone's flat state dict take whole checkpoints, of detectors and segmenters too.
 
     Of a whole model the backbone is converted and keeps its prefix ``backbone.``; the neck's and heads' entries go over as they
-    are: mmdet 3 and mmseg 1 name them as the versions before did. Of a classifier (``head.``) only the backbone is left, without
-    prefix.
+    are: mmdet 3 and mmseg 1 name them as the versions before did. Of a classifier (``head.``) only the backbone is left,
+    without prefix.
     """
 
     @functools.wraps(convert)

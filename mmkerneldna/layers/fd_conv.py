@@ -11,6 +11,7 @@ Where this differs from the authors' code (Linwei-Chen/FDConv), and why:
   numbers) and the kernel of a static checkpoint loads as it is.
 - A frequency and its mirror image always fall into the same group, else a group has no real kernel of its own.
 - Bands are cut at the size of the feature map, not by a 64 x 64 mask that is scaled to it.
+  ``released=True`` takes back these two, for converted checkpoints.
 - Grouped convolutions are possible: the spectrum is that of the (C_out k) x (C_in/g k) matrix.
 """
 import math
@@ -21,88 +22,16 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .drop_in import at_least_fp32, copy_geometry, in_format_of
+from .drop_in import copy_geometry
 from .expert_conv import check_num_experts, hidden_channels, pad_for_mode
+from .frequencies import CUTOFFS, frequency_groups, modulate_bands, released_groups, scale_frequencies
 from .per_sample import assembled_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
 
-#: Bands of the input: [1/4, 1/2], [1/8, 1/4], [1/16, 1/8] and [0, 1/16] of the sampling rate; the lowest is not modulated.
-CUTOFFS = (1 / 4, 1 / 8, 1 / 16)
 #: Groups the authors use for detection and segmentation.
 NUM_GROUPS = 64
 #: Modulations start as good as one.
 SMALL = 1e-6
-
-
-def frequency_groups(rows: int, cols: int, num_groups: int) -> Tensor:
-    """Group of each frequency of a real (rows, cols) matrix, from low to high (paper, Fourier disjoint weight).
-
-    Args:
-        rows, cols: of the matrix; its half spectrum is (rows, cols // 2 + 1).
-        num_groups: n; the groups are of equal size, up to mirrored frequencies at their borders.
-
-    Returns:
-        (rows, cols // 2 + 1) of group numbers, 0 for the lowest.
-    """
-    radius = torch.fft.fftfreq(rows)[:, None].square() + torch.fft.rfftfreq(cols)[None].square()
-    order = radius.flatten().argsort(stable=True)
-    group = torch.empty_like(order)
-    group[order] = torch.arange(len(order)) * num_groups // len(order)
-    group = group.view_as(radius)
-    # In these columns the half spectrum holds both a frequency and its mirror image.
-    for column in {0, cols // 2} if cols % 2 == 0 else {0}:
-        half = torch.arange(1, (rows + 1) // 2)
-        group[rows - half, column] = group[half, column]
-    return group
-
-
-def scale_frequencies(weight: Tensor, scale: Tensor, group: Tensor) -> Tensor:
-    """``sum_i scale_i W_i``, with W_i the inverse DFT of group i of the kernel's spectrum, in one inverse DFT.
-
-    Args:
-        weight: (C_out, C_in/g, k, k).
-        scale: (N, n).
-        group: from :func:`frequency_groups` for (C_out k, C_in/g k).
-
-    Returns:
-        (N, C_out, C_in/g, k, k).
-    """
-    out, ins, height, width = weight.shape
-    if len(scale) == 0:  # FFTs refuse an empty batch; the graph stays connected, for DDP
-        return weight * scale.sum(1).view(-1, 1, 1, 1, 1)
-    with torch.autocast(weight.device.type, enabled=False):  # no FFT in half precision
-        spectrum = torch.fft.rfft2(at_least_fp32(weight).permute(0, 2, 1, 3).reshape(out * height, ins * width))
-        spectra = spectrum * at_least_fp32(scale)[:, group]
-        kernels = torch.fft.irfft2(spectra, s=(out * height, ins * width))
-    return kernels.view(-1, out, height, ins, width).permute(0, 1, 3, 2, 4)
-
-
-def modulate_bands(x: Tensor, weights: Tensor) -> Tensor:
-    """``sum_b weights_b X_b + X_low`` with X_b the b-th band of ``x`` from the top (paper, frequency band modulation).
-
-    Args:
-        x: (N, C, H, W).
-        weights: (N, len(CUTOFFS), H, W).
-
-    Returns:
-        (N, C, H, W), of the dtype of ``x``.
-    """
-    height, width = x.shape[-2:]
-    if len(x) == 0:
-        return x * weights[:, :1]
-    with torch.autocast(x.device.type, enabled=False):
-        wide, weights = at_least_fp32(x), at_least_fp32(weights)
-        spectrum = torch.fft.rfft2(wide)
-        low_passed = [torch.fft.irfft2(spectrum * _low_pass(height, width, c, x.device), s=(height, width)) for c in CUTOFFS]
-        bands = [high - low for high, low in zip([wide, *low_passed], low_passed)]
-        y = low_passed[-1] + sum(band * weight[:, None] for band, weight in zip(bands, weights.unbind(1)))
-    return in_format_of(x, y.to(x.dtype))
-
-
-def _low_pass(height: int, width: int, cutoff: float, device) -> Tensor:
-    rows = torch.fft.fftfreq(height, device=device).abs()[:, None]
-    cols = torch.fft.rfftfreq(width, device=device)[None]
-    return torch.maximum(rows, cols) < cutoff + 1e-8
 
 
 class StarReLU(nn.Module):
@@ -189,9 +118,11 @@ class FDConv2d(nn.Module):
         reduction (int): ``in_channels`` over the hidden width of the global branch, which is at least 16. Defaults to 16.
         norm_cfg (dict, optional): norm of the hidden features: BN (the authors), SyncBN, LN, GN or None. BN also trains at
             a batch of one, see :mod:`.pooled_norm`.
+        released (bool): frequency groups and bands as in the authors' code; converted checkpoints need it. Defaults to False.
 
     Raises:
-        ValueError: ``num_experts`` below 1 or above the number of frequencies, or ``reduction`` out of range.
+        ValueError: ``num_experts`` below 1, above the number of frequencies or, with ``released``, no divisor of it, or
+            ``reduction`` out of range.
     """
 
     paper_patterns = {'ResNet': ['layer*']}
@@ -208,14 +139,17 @@ class FDConv2d(nn.Module):
                  padding_mode: str = 'zeros',
                  num_experts: Optional[int] = None,
                  reduction: int = 16,
-                 norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 released: bool = False) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         copy_geometry(self, conv)
         self.weight, self.bias = conv.weight, conv.bias
         rows, cols = self._matrix_shape()
         self.num_experts = _check_groups(num_experts, rows * (cols // 2 + 1))
-        self.register_buffer('group', frequency_groups(rows, cols, self.num_experts), persistent=False)
+        self.released = released
+        group = (released_groups if released else frequency_groups)(rows, cols, self.num_experts)
+        self.register_buffer('group', group, persistent=False)
         hidden = hidden_channels(in_channels, reduction, default=16, min_channels=16)
         self.global_modulation = GlobalModulation(self, self.num_experts, hidden, norm_cfg)
         self.local_modulation = LocalModulation(self)
@@ -244,7 +178,8 @@ class FDConv2d(nn.Module):
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
         channel, filters, spatial, frequency = self.global_modulation(pooled)
         if self.band_weight is not None:
-            x = modulate_bands(x, 2 * F.conv2d(x, self.band_weight, self.band_bias, padding=1).sigmoid())
+            weights = 2 * F.conv2d(x, self.band_weight, self.band_bias, padding=1).sigmoid()
+            x = modulate_bands(x, weights, self.released)
 
         def assemble(part: slice) -> Tensor:
             kernels = scale_frequencies(self.weight, frequency[part], self.group) * self.local_modulation(pooled[part])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmkerneldna.layers import FDConv2d
-from mmkerneldna.layers.fd_conv import CUTOFFS, frequency_groups, modulate_bands, scale_frequencies
+from mmkerneldna.layers.frequencies import CUTOFFS, frequency_groups, modulate_bands, scale_frequencies
 
 
 def dft(rows, cols):
