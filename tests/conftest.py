@@ -6,6 +6,12 @@ from mmengine.visualization import Visualizer
 import mmkerneldna  # noqa: F401  (registers everything)
 
 
+@pytest.fixture(autouse=True)
+def no_second_attempts(monkeypatch):
+    """A test does not wait for an idle machine: a disturbed measurement is marked at once."""
+    monkeypatch.setattr('mmkerneldna.measure.latency.ATTEMPTS', 1)
+
+
 def _with_subclasses(cls):
     return [cls] + [below for child in cls.__subclasses__() for below in _with_subclasses(child)]
 

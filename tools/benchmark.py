@@ -24,15 +24,16 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
+from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna import launch
-from mmkerneldna.launch.arguments import add_deploy_arguments, add_variant_argument
+from mmkerneldna.launch.arguments import add_deploy_arguments, add_variant_argument, deploy_options, image_size
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config
+from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
 from mmkerneldna.measure.environment import describe, environment
-from mmkerneldna.measure.input_size import parse_sizes, size_from_config
-from mmkerneldna.measure.tables import (Column, failure_notes, markdown, rich_table, wide_console, write_csv,
-                                           write_json, write_text)
+from mmkerneldna.measure.input_size import size_from_config
+from mmkerneldna.measure.tables import (Column, doubt_notes, failure_notes, markdown, rich_table, wide_console, write_csv,
+                                        write_json, write_text)
 from mmkerneldna.measure.workload import Workload
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -46,7 +47,7 @@ def parse_args():
     add_variant_argument(parser, nargs='+', default=[None])
     parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
     parser.add_argument('--batch', type=int, nargs='+', default=[1, 32])
-    parser.add_argument('--size', nargs='+', help='H W, HxW, or one number for a square; several go '
+    parser.add_argument('--size', type=image_size, nargs='+', metavar='N|HxW', help='of the images; several go '
                         '(default: 224 for backbones, else what the first config states)')
     parser.add_argument('--proposals', type=int, metavar='N', help='two-stage detectors: as many proposals per image, and '
                         'the same second stage, in every model (default: what random weights find)')
@@ -64,11 +65,12 @@ def parse_args():
     return parser.parse_args()
 
 
-def prepare(model: torch.nn.Module, workload: Workload, args) -> torch.nn.Module:
-    """The model that is timed, from the model as it was built (eval mode, on the device)."""
-    if not args.deploy:
-        return model
-    return deploy(model, compile=args.compile, cuda_graph=args.cuda_graph, dtype=workload.dtype)
+def read_prepare(args):
+    """What turns a model as it was built (eval mode, on the device) into the one that is timed."""
+    options = deploy_options(args)
+    if options is None:
+        return unchanged
+    return lambda model, workload: deploy(model, dtype=workload.dtype, **options)
 
 
 def read_subjects(args):
@@ -97,7 +99,7 @@ def check_proposals(args, names, configs) -> None:
         return
     if args.proposals < 1:
         raise UsageError(f'--proposals {args.proposals}: at least 1 is needed')
-    without = [name for name, cfg in zip(names, configs) if cfg.model.get('rpn_head') is None]
+    without = [name for name, cfg in zip(names, configs) if not has_proposals(cfg.model)]
     if args.scope == 'backbone' or len(without) == len(names):
         raise UsageError(f'--proposals {args.proposals} is for two-stage detectors with --scope model; no model here has an '
                          'RPN, leave it out')
@@ -106,13 +108,8 @@ def check_proposals(args, names, configs) -> None:
 
 
 def read_workloads(args, cfg):
-    try:
-        sizes = parse_sizes(args.size or [])
-    except ValueError as error:
-        raise UsageError(f'--size: {error}') from None
-    if not sizes:
-        stated = None if args.scope == 'backbone' else size_from_config(cfg)
-        sizes = [stated or (224, 224)]
+    stated = None if args.scope == 'backbone' else size_from_config(cfg)
+    sizes = args.size or [stated or (224, 224)]
     return [Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last, args.proposals)
             for size in sizes for batch in args.batch]
 
@@ -131,7 +128,7 @@ def write_files(args, facts, rows, columns) -> None:
                     cfg_options=args.cfg_options)
     write_json(args.out_dir / 'benchmark.json', dict(environment=facts, settings=settings, rows=rows))
     write_csv(args.out_dir / 'benchmark.csv', [{**row, 'scope': args.scope, **facts} for row in rows])
-    notes = [f'- {note}' for note in failure_notes(rows)]
+    notes = [f'- {note}' for note in failure_notes(rows)] + [f'\n{note}' for note in doubt_notes(rows, columns)]
     write_text(args.out_dir / 'benchmark.md', '\n'.join(
         [f'# {title_of(args)}', '', describe(facts), '', markdown(rows, columns), *notes]) + '\n')
 
@@ -142,14 +139,14 @@ def main():
     with one_line_errors():
         if args.threads:
             torch.set_num_threads(args.threads)
+        prepare = read_prepare(args)
         subjects, configs = read_subjects(args)
         check_proposals(args, [subject.name for subject in subjects], configs)
         workloads = read_workloads(args, configs[0])
         columns = LEAD_COLUMNS + ((PROPOSALS, ) if args.proposals else ()) + COST_COLUMNS
         columns += TRAIN_COLUMNS if args.train_step else ()
         facts = environment(args.device)
-        benchmark = Benchmark(subjects, workloads, lambda model, workload: prepare(model, workload, args),
-                              args.repeats, args.warmup)
+        benchmark = Benchmark(subjects, workloads, prepare, args.repeats, args.warmup)
         # After each workload, so that a run that is killed keeps what it measured.
         with console.status(f'{len(subjects)} models, {len(workloads)} workloads'):
             rows = benchmark.run(args.train_step, lambda rows: write_files(args, facts, rows, columns))
@@ -157,6 +154,8 @@ def main():
     console.print(rich_table(rows, columns, title_of(args)))
     for note in failure_notes(rows):
         console.print(f'- {note}', style='red', markup=False)
+    for note in doubt_notes(rows, columns):
+        console.print(note, style='yellow', markup=False)
     console.print(f'{args.out_dir}/benchmark.json, .csv, .md')
 
 

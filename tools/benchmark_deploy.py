@@ -12,7 +12,6 @@ Weights are random. So that Faster R-CNNs do equal work end to end, the values o
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
 """
 import argparse
-import time
 from typing import Callable, Dict, List
 
 import numpy as np
@@ -29,9 +28,11 @@ from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import run_parts
 from mmkerneldna.errors import one_line_errors
+from mmkerneldna.launch.arguments import image_size
+from mmkerneldna.measure.clock import Sample, disturbance
 from mmkerneldna.measure.environment import describe, environment
-from mmkerneldna.measure.input_size import parse_sizes
-from mmkerneldna.measure.latency import synchronize
+from mmkerneldna.measure.latency import Failure, interleaved_samples
+from mmkerneldna.measure.tables import DOUBT, DOUBT_MEANING
 from mmkerneldna.measure.workload import Workload, inference_call, train_call
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -50,7 +51,7 @@ def parse_args():
     parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
     parser.add_argument('--proposals', type=int, default=1000, help='per image, of Faster R-CNN end to end')
     parser.add_argument('--batch', type=int, nargs='+', default=[1])
-    parser.add_argument('--size', nargs='+', default=['224'])
+    parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
@@ -62,32 +63,34 @@ def parse_args():
     return parser.parse_args()
 
 
-def measure(calls: Dict[str, Callable], args) -> Dict[str, np.ndarray]:
-    """Milliseconds of each call, one per round."""
-    clock = time.perf_counter if args.clock == 'wall' else time.process_time
-    times: Dict[str, List[float]] = {name: [] for name in calls}
-    for index in range(-3, args.rounds):
-        for name, call in calls.items():
-            synchronize(args.device)
-            start = clock()
-            call()
-            synchronize(args.device)
-            if index >= 0:
-                times[name].append((clock() - start) * 1e3)
-    return {name: np.array(values) for name, values in times.items()}
+def measure(calls: Dict[str, Callable], args) -> Dict[str, List[Sample]]:
+    """Samples of each call, one per round.
+
+    Raises:
+        RuntimeError: a call failed.
+    """
+    taken = interleaved_samples(calls, args.device, args.rounds, warmup=3)
+    for name, samples in taken.items():
+        if isinstance(samples, Failure):
+            raise RuntimeError(f'{name}: {samples}')
+    return taken
 
 
-def show(title: str, times: Dict[str, np.ndarray], baselines: Dict[str, List[str]]) -> None:
+def show(title: str, taken: Dict[str, List[Sample]], baselines: Dict[str, List[str]], args) -> None:
     """One line per call; ``baselines`` names, per call, what its ratios refer to."""
     table = Table(title=title, title_justify='left')
     for column in ('call', 'median ms', 'p90 ms', 'min ms', 'ratios: median within a round (of minima)'):
         table.add_column(column, justify='left' if column[0] in 'cr' else 'right')
+    times = {name: np.array([getattr(sample, args.clock) for sample in samples]) for name, samples in taken.items()}
+    doubtful = {name for name, samples in taken.items() if args.clock == 'wall' and disturbance(samples, args.device)}
     for name, values in times.items():
         ratios = [f'{np.median(values / times[b]):.3f} ({values.min() / times[b].min():.3f}) x {b}'
                   for b in baselines.get(name, [])]
-        table.add_row(name, *(f'{v:.2f}' for v in (np.median(values), np.percentile(values, 90), values.min())),
-                      ', '.join(ratios))
+        median, *others = (f'{v:.2f}' for v in (np.median(values), np.percentile(values, 90), values.min()))
+        table.add_row(name, median + (DOUBT if name in doubtful else ''), *others, ', '.join(ratios))
     Console(width=150).print(table)
+    if doubtful:
+        Console(width=150).print(f'{DOUBT} {DOUBT_MEANING}')
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -117,8 +120,8 @@ def backbone(depth: int, batch: int, size, args) -> None:
         with torch.no_grad():
             model(images)
 
-    times = measure({name: lambda model=model: call(model) for name, model in models.items()}, args)
-    show(f'ResNet-{depth} backbone, batch {batch}, {size[0]}x{size[1]}, deployed in {args.dtype}', times, baselines)
+    taken = measure({name: lambda model=model: call(model) for name, model in models.items()}, args)
+    show(f'ResNet-{depth} backbone, batch {batch}, {size[0]}x{size[1]}, deployed in {args.dtype}', taken, baselines, args)
 
 
 def train(depth: int, batch: int, size, args) -> None:
@@ -130,9 +133,9 @@ def train(depth: int, batch: int, size, args) -> None:
         model = workload.place(KDNAResNet(depth, sharing=sharing, norm_eval=False)).train()
         calls[f'{name} step'] = train_call(model, workload)
         kept[name] = training_memory(model, calls[f'{name} step'], workload)
-    times = measure(calls, args)
-    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', times,
-         {'kdna step': ['static step']})
+    taken = measure(calls, args)
+    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', taken,
+         {'kdna step': ['static step']}, args)
     Console().print(f'memory MiB: static {kept["static"]:.1f}, kdna {kept["kdna"]:.1f}, ratio '
                     f'{kept["kdna"] / kept["static"]:.3f}')
 
@@ -176,7 +179,7 @@ def parts(size, args) -> None:
         count = workload.proposals_of(models['static eager']) if 'end to end' in part else None
         fixed = f', {count} fixed proposals' if count else ''
         show(f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1{fixed}', measure(calls, args),
-             {name: ['static eager'] for name in calls if name != 'static eager'})
+             {name: ['static eager'] for name in calls if name != 'static eager'}, args)
 
 
 def _without_gradients(call: Callable) -> Callable:
@@ -202,7 +205,7 @@ def main():
     MMLogger.get_instance('benchmark_deploy', log_level='ERROR')
     Console(width=150).print(f'{describe(environment(args.device))}, clock {args.clock}, {args.rounds} rounds')
     with one_line_errors():
-        for size in parse_sizes(args.size):
+        for size in args.size:
             run(size, args)
 
 

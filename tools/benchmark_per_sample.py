@@ -6,9 +6,7 @@ The rules of ``select_per_sample`` are read off this table.
     python tools/benchmark_per_sample.py --batches 2 --scale 3  # three times the side: a detector's feature maps
 """
 import argparse
-import statistics
-import time
-from typing import Callable, Dict, List
+from typing import Callable, Dict
 
 import torch
 from rich.console import Console
@@ -16,6 +14,8 @@ from rich.table import Table
 
 from mmkerneldna.layers.mixture import mixture_conv2d
 from mmkerneldna.layers.per_sample import PER_SAMPLE, select_per_sample
+from mmkerneldna.measure.latency import Failure, time_interleaved
+from mmkerneldna.measure.tables import DOUBT, DOUBT_MEANING
 
 # (in_channels, out_channels, kernel, stride, groups, side at a 224 input)
 SHAPES = [
@@ -48,20 +48,6 @@ def make_case(shape, batch: int, args: argparse.Namespace) -> Dict[str, torch.Te
     return dict(x=x, attention=attention, experts=experts.requires_grad_(args.backward))
 
 
-def measure(calls: Dict[str, Callable], repeats: int, cuda: bool) -> Dict[str, float]:
-    """Median milliseconds of each call, the calls interleaved so that drift of the machine hits all alike."""
-    times: Dict[str, List[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            torch.cuda.synchronize() if cuda else None
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize() if cuda else None
-            if repeat:  # the first round warms up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def make_call(case, geometry, strategy: str, backward: bool) -> Callable:
     def forward():
         return mixture_conv2d(**case, **geometry, strategy=strategy)
@@ -78,7 +64,13 @@ def time_shape(shape, batch: int, args: argparse.Namespace):
     calls = {name: make_call(case, geometry, name, args.backward) for name in names}
     with torch.set_grad_enabled(args.backward):
         chosen = select_per_sample(case['x'], case['experts'].shape[1:], stride, kernel // 2, 1, groups)
-        return measure(calls, args.repeats, args.device != 'cpu'), chosen
+        return time_interleaved(calls, args.device, args.repeats, warmup=1), chosen
+
+
+def cell(timing) -> str:
+    if timing is None:
+        return '-'
+    return str(timing.kind) if isinstance(timing, Failure) else f'{timing.median:.2f}{DOUBT if timing.disturbed else ""}'
 
 
 def main() -> None:
@@ -89,12 +81,12 @@ def main() -> None:
                   f'{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, median ms')
     for shape in SHAPES:
         for batch in args.batches:
-            times, chosen = time_shape(shape, batch, args)
-            fastest = min(times, key=times.get)
-            table.add_row('{}-{} k{} s{} g{} {}'.format(*shape), str(batch),
-                          *(f'{times[name]:.2f}' if name in times else '-' for name in columns),
-                          fastest, chosen, f'{times[chosen] / times[fastest]:.2f}')
-    Console(width=150).print(table)
+            timings, chosen = time_shape(shape, batch, args)
+            medians = {name: timing.median for name, timing in timings.items() if not isinstance(timing, Failure)}
+            fastest = min(medians, key=medians.get)
+            table.add_row('{}-{} k{} s{} g{} {}'.format(*shape), str(batch), *(cell(timings.get(name)) for name in columns),
+                          fastest, chosen, f'{medians[chosen] / medians[fastest]:.2f}' if chosen in medians else '-')
+    Console(width=150).print(table, f'{DOUBT} {DOUBT_MEANING}')
 
 
 if __name__ == '__main__':

@@ -18,11 +18,12 @@ from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 from mmkerneldna import launch
+from mmkerneldna.launch.arguments import image_size
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import COST_COLUMNS, Benchmark, Subject, build_from_config
 from mmkerneldna.runs.comparison import Run, Variant, execute, parse_variant, recipe_of, variant_rows
 from mmkerneldna.measure.environment import describe, environment
-from mmkerneldna.measure.input_size import parse_sizes, size_from_config
+from mmkerneldna.measure.input_size import size_from_config
 from mmkerneldna.runs.report import make_report, terminal_columns, write_report
 from mmkerneldna.measure.tables import rich_table, wide_console, write_json
 from mmkerneldna.measure.workload import Workload
@@ -43,7 +44,7 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--deterministic', action='store_true', help='train with deterministic algorithms')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes to every variant')
-    parser.add_argument('--size', nargs='+', help='H W or HxW for latency (default: what the base states)')
+    parser.add_argument('--size', type=image_size, metavar='N|HxW', help='for latency (default: what the base states)')
     parser.add_argument('--batch', type=int, default=1, help='images per call for latency')
     parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='for latency')
@@ -111,7 +112,8 @@ def _say_result(row):
 
 def measure(variants, configs, runs, args):
     """Cost of each variant with the weights of its first seed; of one that was never trained, why there is none."""
-    workload = Workload(args.batch, _size(args, configs[variants[0].name]), args.device)
+    size = args.size or size_from_config(configs[variants[0].name]) or (224, 224)
+    workload = Workload(args.batch, size, args.device)
     first = {}
     for run in runs:
         if run.finished:
@@ -120,14 +122,6 @@ def measure(variants, configs, runs, args):
     rows = Benchmark(subjects, [workload], repeats=args.repeats).run()
     write_json(args.work_dir / 'cost.json', dict(environment=environment(args.device), rows=rows))
     return {row['name']: row for row in rows}
-
-
-def _size(args, cfg):
-    try:
-        sizes = parse_sizes(args.size or [])
-    except ValueError as error:
-        raise UsageError(f'--size: {error}') from None
-    return (sizes or [size_from_config(cfg) or (224, 224)])[0]
 
 
 def trained_model(cfg, run):

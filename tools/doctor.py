@@ -18,7 +18,7 @@ PIP = f'{sys.executable} -m pip'
 CHECKOUT = (ROOT / 'pyproject.toml').is_file()
 ITSELF = f'-e {ROOT}' if CHECKOUT else '--force-reinstall mmkerneldna'
 INSTALL_SELF = f'{PIP} install --no-build-isolation --no-deps {ITSELF}'
-OTHERS = {'numpy': 'numpy', 'cv2': 'opencv-python-headless', 'fvcore': 'fvcore', 'matplotlib': 'matplotlib',
+OTHERS = {'numpy': 'numpy', 'cv2': 'opencv-python-headless', 'matplotlib': 'matplotlib',
           'pycocotools': 'pycocotools', 'rich': 'rich', 'scipy': 'scipy'}
 
 

@@ -1,7 +1,7 @@
 """Export a trained model, deployed, and check the file against torch.
 
     python tools/export.py configs/retinanet/retinanet_kdna-r18_fpn_1x_coco.py work_dirs/x/epoch_12.pth --format onnx
-    python tools/export.py CONFIG CHECKPOINT --format pt2 --scope model --size 512 512 --dynamic batch
+    python tools/export.py CONFIG CHECKPOINT --format pt2 --scope model --size 512x512 --dynamic batch
 
 The file takes images as the data preprocessor leaves them: normalised (mean and std are printed), sides a multiple of 32.
 --scope model gives a segmenter's logits at the size of the image, a detector's raw head outputs: no decoding, no NMS; of a
@@ -16,9 +16,10 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from rich.console import Console
 
 from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
-from mmkerneldna.deploy import DeployError, lean_copy
-from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, ExportError, export
+from mmkerneldna.deploy import lean_copy
+from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, export
 from mmkerneldna import launch
+from mmkerneldna.launch.arguments import image_size
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import build_from_config
 
@@ -29,7 +30,7 @@ def parse_args():
     parser.add_argument('checkpoint', help='weights of the whole model')
     parser.add_argument('--format', choices=list(WRITERS), required=True)
     parser.add_argument('--scope', choices=SCOPES, default='backbone', help='neck: backbone and neck')
-    parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'), help='of the example image')
+    parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
@@ -61,17 +62,12 @@ def load_model(cfg, checkpoint: dict, args):
 
 def main():
     args, console = parse_args(), Console()
-    if min(args.size) < 1:
-        raise UsageError(f'--size {args.size[0]} {args.size[1]} is no image: give height and width in pixels')
     cfg = launch.load_config(args.config)
     install_safe_loading(args.unsafe_checkpoint)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
     path = target(args)
     model = load_model(cfg, checkpoint, args)
-    try:
-        facts = export(lean_copy(model), path, args.format, args.scope, tuple(args.size), args.dynamic)
-    except (ExportError, DeployError) as error:
-        raise UsageError(str(error)) from None
+    facts = export(lean_copy(model), path, args.format, args.scope, args.size, args.dynamic)
     preprocessor = cfg.model.get('data_preprocessor') or {}
     facts['preprocess'] = {key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')}
     checked = facts.pop('checked')

@@ -7,7 +7,7 @@ from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import predictions
-from mmkerneldna.launch.arguments import add_deploy_arguments, parse_run_arguments
+from mmkerneldna.launch.arguments import add_deploy_arguments, deploy_options, parse_run_arguments
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.errors import one_line_errors
@@ -29,6 +29,7 @@ def parse_args():
 
 def prepare_config(args):
     """The config as the Runner gets it."""
+    options = deploy_options(args)
     cfg = launch.load_config(args.config, args.cfg_options, args.launcher, args.variant)
     launch.set_work_dir(cfg, args.config, args.work_dir)
     cfg.load_from, cfg.resume = args.checkpoint, False
@@ -41,8 +42,8 @@ def prepare_config(args):
     launch.unsync_batch_norm(cfg)
     use_fast_coco_scores(cfg)
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
-    if args.deploy:
-        launch.add_hook(cfg, dict(type='DeployHook', compile=args.compile, cuda_graph=args.cuda_graph))
+    if options is not None:
+        launch.add_hook(cfg, dict(type='DeployHook', **options))
     launch.add_hook(cfg, dict(type='CostHook'))
     return cfg
 

@@ -9,6 +9,7 @@ from torch import nn
 from .cuda_graphs import graphed
 from .probe import device_of
 from .regions import Region, guarded, regions
+from .torch_internals import compiler_errors
 
 #: sizes kept by default
 MAX_SIZES = 8
@@ -57,7 +58,7 @@ class WithFallback:
         if not self.failed:
             try:
                 return self.compiled(*args, **kwargs)
-            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            except compiler_errors() as error:
                 self._give_up(error)
         return self.plain(*args, **kwargs)
 

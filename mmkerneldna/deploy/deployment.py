@@ -4,17 +4,20 @@ from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Union
 
 import torch
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.logging import print_log
 from torch import Tensor, fx, nn
 
+from ..anatomy import rewrap, unwrap
 from ..layers import ChildConv2d
 from ..errors import KernelDNAError
-from ..modules import count_parameters
+from ..modules import count_parameters, is_plain_conv
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
+from .torch_internals import onednn_computes
 
 #: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
 #: weights once (some 1e-6 in a deep net); folding a norm into the wrong conv is off by 1e-2 and more.
@@ -68,7 +71,8 @@ def deploy(model: nn.Module,
     evaluate.
 
     Args:
-        model (nn.Module): a backbone or a whole mmdet / mmseg model.
+        model (nn.Module): a backbone or a whole mmdet / mmseg model. One inside a wrapper for test-time augmentation is
+            deployed there; a wrapper for distributed training is left away.
         compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size. In
             whole models backbone with neck and the heads are compiled; post-processing stays Python.
         cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
@@ -83,15 +87,17 @@ def deploy(model: nn.Module,
     Raises:
         DeployError: the copy deviates from the original (code that goes around its modules), or dtype, device or gate
             don't go together.
+        ProbeError: no random image goes through the model.
     """
     if compile not in COMPILE_MODES:
         raise DeployError(f'compile={compile!r} must be one of {COMPILE_MODES}')
-    device = device_of(model)
+    inner = unwrap(model)
+    device = device_of(inner)
     check_device(device, dtype, cuda_graph, gate)
-    copy = lean_copy(model, gate, probe).to(dtype or next(model.parameters()).dtype)
+    copy = lean_copy(inner, gate, probe).to(dtype or next(inner.parameters()).dtype)
     if device.type == 'cpu':
         pack_convs(copy)
-    return speed_up(copy, compile, cuda_graph)
+    return rewrap(model, speed_up(copy, compile, cuda_graph))
 
 
 def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.Module:
@@ -108,7 +114,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
     with torch.no_grad():
         expected = run(copy)
         _bake_and_fold(copy, report, run, gate)
-        copy = copy.to(memory_format=torch.channels_last).requires_grad_(False)
+        _to_channels_last(copy.requires_grad_(False))
         report.deviation = _deviation(run(copy), expected)
     if not report.deviation <= TOLERANCE:
         raise DeployError(f'{type(model).__name__} deviates by {report.deviation:.1e} of its largest feature when deployed, '
@@ -131,20 +137,16 @@ def check_device(device: torch.device, dtype: Optional[torch.dtype], cuda_graph:
         raise DeployError(f"gate='triton' needs a CUDA device, the model is on {device}; use gate='torch'")
     if cuda_graph and device.type != 'cuda':
         raise DeployError(f'cuda_graph={cuda_graph} needs a CUDA device, the model is on {device}')
-    if device.type == 'cpu' and dtype not in (None, torch.float32, torch.float64) and not cpu_has(dtype):
+    # without its own kernels oneDNN emulates half precision, or raises deep inside
+    if device.type == 'cpu' and dtype not in (None, torch.float32, torch.float64) and not onednn_computes(dtype):
         raise DeployError(f'this CPU computes no convolutions in {dtype}; deploy in torch.float32')
-
-
-def cpu_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for this half precision on this CPU (else a conv is emulated or raises deep inside)."""
-    supported = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-                 torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
-    return dtype in supported and supported[dtype]()
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """Deep copy in fp32 and evaluation mode, without the forward functions that ``efficient_conv_bn_eval`` puts in."""
-    copy = deepcopy(model).eval().float()
+    copy = deepcopy(model)
+    copy.eval()  # not chained: upstream backbones return None from it
+    copy.float()
     for module in copy.modules():
         forward = vars(module).get('forward')
         if isinstance(getattr(forward, '__self__', None), fx.GraphModule):
@@ -152,6 +154,15 @@ def _plain_copy(model: nn.Module) -> nn.Module:
         if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
             module.efficient_conv_bn_eval_forward = None
     return copy
+
+
+def _to_channels_last(module: nn.Module) -> None:
+    """All kernels but those of upstream's special convolutions, whose own code may read a kernel as contiguous memory."""
+    module.to(memory_format=torch.channels_last)
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d) and type(conv).__module__.startswith(('mmcv.', 'mmdet.', 'mmseg.')) and not (
+                is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding):
+            conv.to(memory_format=torch.contiguous_format)
 
 
 def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: str) -> None:

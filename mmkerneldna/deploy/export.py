@@ -21,12 +21,13 @@ from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..anatomy import backbone_of, has_proposals, heads_of, is_whole, task_of
 from ..errors import KernelDNAError
 from ..modules import slots
+from .torch_internals import read_aot_package, write_aot_package
 
 SCOPES = ('backbone', 'neck', 'model')
 DYNAMIC = ('both', 'batch', 'none')
@@ -52,11 +53,10 @@ class Exportable(nn.Module):
 
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
-        whole = isinstance(model, BaseModel) and hasattr(model, 'extract_feat')
-        if scope not in SCOPES or (scope != 'backbone' and not whole):
+        if scope not in SCOPES or (scope != 'backbone' and not is_whole(model)):
             raise ExportError(f'scope={scope!r} of a {type(model).__name__}: expected one of {SCOPES}, and only a detector or '
                               'segmenter has more than a backbone')
-        self.model = model.backbone if scope == 'backbone' and whole else model
+        self.model = backbone_of(model) if scope == 'backbone' else model
         self.scope = scope
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
@@ -66,15 +66,15 @@ class Exportable(nn.Module):
     def _outputs(self, images: Tensor):
         if self.scope == 'backbone':
             return self.model(images)
-        features = self.model.extract_feat(images)
         if self.scope == 'neck':
-            return features
-        if hasattr(self.model, 'decode_head'):
-            logits = self.model.decode_head.forward(features)
-            return F.interpolate(logits, images.shape[2:], mode='bilinear', align_corners=self.model.align_corners)
-        if hasattr(self.model, 'rpn_head'):
-            return features, self.model.rpn_head.forward(features)
-        return self.model.bbox_head.forward(features)
+            return self.model.extract_feat(images)
+        if has_proposals(self.model):
+            features = self.model.extract_feat(images)
+            return features, heads_of(self.model).dense[0].forward(features)
+        outputs = self.model._forward(images, None)
+        if task_of(self.model) == 'segmentation':
+            return F.interpolate(outputs, images.shape[2:], mode='bilinear', align_corners=self.model.align_corners)
+        return outputs
 
 
 def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbone', size: Tuple[int, int] = (224, 224),
@@ -235,12 +235,12 @@ def _read_torchscript(path):
 
 def _write_pt2(part, example, path, dynamic) -> Dict[str, object]:
     program = torch.export.export(part, (example, ), dynamic_shapes=(_dynamic_dims(dynamic), ), strict=False)
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    write_aot_package(program, str(path))
     return dict(outputs=[f'output{i}' for i in range(len(part(example)))])
 
 
 def _read_pt2(path):
-    return torch._inductor.aoti_load_package(str(path))
+    return read_aot_package(str(path))
 
 
 WRITERS = dict(onnx=_write_onnx, torchscript=_write_torchscript, pt2=_write_pt2)

@@ -4,12 +4,11 @@ oneDNN computes with kernels in a blocked layout of its own. An ``nn.Conv2d`` ho
 every call: on the 7x7 maps of a ResNet's last stage that takes longer than the convolution.
 """
 import torch
-from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
 from torch import Tensor, nn
 
-from ..modules import slots
+from ..modules import is_plain_conv, slots
+from .torch_internals import pack_kernel, packed_conv
 
-PLAIN_CONVS = (nn.Conv2d, MmcvConv2d)
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -37,8 +36,7 @@ class PackedConv2d(nn.Conv2d):
             return super()._conv_forward(input, weight, bias)
         if self._packed_from != _state(weight):
             self._pack(input, weight)
-        return torch.ops.mkldnn._convolution_pointwise(input, self._packed, bias, self.padding, self.stride, self.dilation,
-                                                       self.groups, 'none', [], '')
+        return packed_conv(input, self._packed, bias, self.padding, self.stride, self.dilation, self.groups)
 
     def _takes(self, input: Tensor, weight: Tensor) -> bool:
         return (input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels
@@ -49,9 +47,7 @@ class PackedConv2d(nn.Conv2d):
                 and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
 
     def _pack(self, input: Tensor, weight: Tensor) -> None:
-        plain = weight.detach().contiguous().to_mkldnn()
-        self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, self.padding, self.stride, self.dilation, self.groups,
-                                                                 list(input.shape))
+        self._packed = pack_kernel(weight, self.padding, self.stride, self.dilation, self.groups, input.shape)
         self._packed_from = _state(weight)
 
     def __getstate__(self) -> dict:
@@ -69,7 +65,7 @@ def pack_convs(module: nn.Module) -> int:
     """
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return 0
-    places = [slot for slot in slots(module) if type(slot[2]) in PLAIN_CONVS]
+    places = [slot for slot in slots(module) if is_plain_conv(slot[2])]
     packed = {id(conv): PackedConv2d(conv) for _, _, conv in places}
     for owner, name, conv in places:
         setattr(owner, name, packed[id(conv)])

@@ -7,32 +7,42 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..anatomy import backbone_of, heads_of, is_whole
+from ..errors import KernelDNAError
+
 Probe = Union[None, Tensor, Sequence[Tensor], Callable[[nn.Module], object]]
 
+#: H, W of random images, the smallest that a model takes: some pad by reflection, or were built for one size
+SIZES = ((64, 96), (128, 192), (224, 224))
 
-def make_probe(module: nn.Module, probe: Probe = None,
-               size: Tuple[int, int] = (64, 96)) -> Callable[[nn.Module], List[Tensor]]:
+
+class ProbeError(KernelDNAError, ValueError):
+    """No random image goes through a module; it needs a probe of its own."""
+
+
+def make_probe(module: nn.Module, probe: Probe = None) -> Callable[[nn.Module], List[Tensor]]:
     """A function that runs the forward pass of a model and returns all its output tensors.
 
     Args:
         module (nn.Module): a backbone, or a whole mmdet / mmseg model.
         probe: None, for two random images; the input of ``module.forward`` (a tensor, or a sequence of tensors as necks
             take it); or a function that runs a model given to it and returns its outputs.
-        size (tuple): H, W of the random images.
 
     Returns:
         Callable: deterministic; takes ``module`` or a copy of it.
 
     Raises:
-        ValueError: no probe given and the module is not one that takes images.
+        ProbeError: no probe given and the module is not one that takes images.
     """
     if callable(probe) and not isinstance(probe, Tensor):
         return lambda model: _tensors(probe(model))
-    if probe is None:
-        probe = _images(module, size)
-    if isinstance(module, BaseModel) and hasattr(module, 'extract_feat'):
-        return lambda model: _tensors(run_parts(model, probe.to(device_of(model))))
-    return lambda model: _tensors(model(_moved(probe, device_of(model))))
+    return _runner(module, _images_that_fit(module) if probe is None else probe)
+
+
+def _runner(module: nn.Module, inputs) -> Callable[[nn.Module], List[Tensor]]:
+    if is_whole(module):
+        return lambda model: _tensors(run_parts(model, inputs.to(device_of(model))))
+    return lambda model: _tensors(model(_moved(inputs, device_of(model))))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -46,12 +56,11 @@ def run_parts(model: BaseModel, images: Tensor):
     A two-stage detector's second stage gets fixed boxes: proposals are a ranking, and a ranking of nearly equal scores
     turns on a rounding error.
     """
-    features = model.extract_feat(images)
     samples = _data_samples(images)
     if getattr(model, 'roi_head', None) is None:
-        head = model.bbox_head if hasattr(model, 'bbox_head') else getattr(model, 'decode_head', None)
-        return head.forward(features) if head is not None else model._forward(images, samples)
-    outputs = model.rpn_head.forward(features) if getattr(model, 'rpn_head', None) is not None else ()
+        return model._forward(images, samples)
+    features = model.extract_feat(images)
+    outputs = [head.forward(features) for head in heads_of(model).dense]
     return features, outputs, model.roi_head.forward(features, _boxes(images), samples)
 
 
@@ -69,13 +78,24 @@ def _boxes(images: Tensor) -> List[InstanceData]:
     return [InstanceData(bboxes=corners * images.new_tensor([width, height, width, height])) for _ in images]
 
 
-def _images(module: nn.Module, size: Tuple[int, int]) -> Tensor:
-    backbone = getattr(module, 'backbone', module)
-    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+def _images_that_fit(module: nn.Module) -> Tensor:
+    """Two random images of the first number of channels and the first size that ``module`` takes."""
+    first = next((m for m in backbone_of(module).modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
-        raise ValueError(f'{type(module).__name__} has no convolution to read its input channels from; pass probe=')
-    channels = first.in_channels
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        raise ProbeError(f'{type(module).__name__} has no convolution to read its input channels from; pass probe=')
+    refused = None
+    for size in SIZES:
+        for channels in dict.fromkeys((first.in_channels, 3)):  # a stem may rearrange pixels before its first conv
+            images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+            try:
+                with torch.no_grad():
+                    _runner(module, images)(module)
+            except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                refused = refused or error
+            else:
+                return images
+    raise ProbeError(f'no random image goes through {type(module).__name__} ({type(refused).__name__}: '
+                     f'{" ".join(str(refused).split())[:200]}); pass probe=, an input or a function that runs it') from refused
 
 
 def _moved(probe, device):

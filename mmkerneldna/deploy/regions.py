@@ -1,11 +1,12 @@
 """The parts of a model that are worth compiling: tensors in, tensors out, no post-processing."""
 from dataclasses import dataclass
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator
 
 import torch
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+from ..anatomy import heads_of, is_whole
 
 
 @dataclass
@@ -30,22 +31,13 @@ class Region:
 
 def regions(model: nn.Module) -> Iterator[Region]:
     """Backbone with neck, dense heads and box-wise heads of a detector or segmenter; any other module as a whole."""
-    if not (isinstance(model, BaseModel) and hasattr(model, 'extract_feat')):
+    if not is_whole(model):
         yield Region(model, 'forward', whole=True)
         return
     yield Region(model, 'extract_feat')
-    for name in ('rpn_head', 'bbox_head', 'decode_head'):
-        yield from (Region(head, 'forward') for head in _heads(model, name))
-    roi_head = getattr(model, 'roi_head', None)
-    for name in ('bbox_head', 'mask_head'):
-        yield from (Region(head, 'forward', fixed=False) for head in _heads(roi_head, name))
-
-
-def _heads(owner: Optional[nn.Module], name: str):
-    head = owner._modules.get(name) if owner is not None else None
-    if head is None:
-        return ()
-    return tuple(head) if isinstance(head, nn.ModuleList) else (head, )
+    heads = heads_of(model)
+    yield from (Region(head, 'forward') for head in heads.dense)
+    yield from (Region(head, 'forward', fixed=False) for head in (*heads.box, *heads.mask))
 
 
 def guarded(function: Callable, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype) -> Callable:

@@ -1,8 +1,8 @@
 """Refuse a checkpoint of another architecture, whoever loads it."""
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 
+from ..anatomy import unwrap
 from ..checkpoints.loading import check_architecture
 
 
@@ -23,8 +23,6 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Check before the weights go into the model."""
-        wrapped = is_model_wrapper(runner.model) or isinstance(runner.model, BaseTTAModel)
-        model = runner.model.module if wrapped else runner.model
         # A resumed run has to go on where it was, so nothing may differ.
         allow = self.allow_partial and not runner._resume
-        check_architecture(model, checkpoint, runner._load_from or 'being resumed', allow)
+        check_architecture(unwrap(runner.model), checkpoint, runner._load_from or 'being resumed', allow)

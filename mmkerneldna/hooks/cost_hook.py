@@ -1,25 +1,25 @@
 """Every score travels with its cost: a hook that puts the cost of the model into the metrics of each evaluation."""
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..anatomy import augments, undistributed, unwrap
 from ..measure.complexity import complexity_row
-from .empty_scores import fill_empty_scores
 from ..measure.environment import describe, environment
-from ..measure.latency import Failure, attempt, time_interleaved
+from ..measure.latency import Failure, Timing, attempt, time_interleaved
 from ..measure.memory import peak_memory_mb, weight_bytes
 from ..measure.tables import write_json
 from ..measure.undisturbed import undisturbed
 from ..measure.workload import Call, Workload, inference_call
+from .empty_scores import fill_empty_scores
 
 PREFIX = 'cost/'
 FILE_NAME = 'cost.json'
@@ -35,9 +35,13 @@ class CostHook(Hook):
     - ``latency_ms``, ``latency_p90_ms``, ``throughput_img_s``: of ``test_step`` (images on the CPU, preprocessing,
       network, post-processing), as the model is evaluated: its device, its weights (EMA's too), fp32 or the loop's
       autocast.
-    - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: counted once per run, see :mod:`.complexity`.
+    - ``repeats``: how many calls were timed; ``disturbed``: 1 where these show that the machine was busy with something
+      else, even when measured again (see :mod:`.clock`), else 0. Then the latency is not a fact.
+    - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: see :mod:`.complexity`.
     - ``peak_memory_mb``: see :mod:`.memory`.
     - ``height``, ``width``, ``batch``: what it was measured at.
+
+    With test-time augmentation a call is the prediction from all views of an image, and ``gmacs`` are their sum.
 
     The training goes on as if nothing had been measured: random states, each module's mode and gradients stay. In a
     distributed run rank 0 measures, the others wait, and all get the same numbers. An evaluation without any detection
@@ -47,24 +51,27 @@ class CostHook(Hook):
     Latencies of separate runs are comparable as far as their machine was idle; for ratios use ``tools/benchmark.py``.
 
     Args:
-        size (tuple[int, int], optional): H, W of synthetic images. By default the first image of the evaluated data
+        size (tuple[int, int], optional): H, W of synthetic images (not with test-time augmentation). By default the first image of the evaluated data
             set is used, as its pipeline makes it.
         batch (int): images per call.
-        repeats, warmup (int): calls that are timed, and calls before; an evaluation takes that much longer, and two
-            calls more (memory, and once the count of GMACs).
+        repeats, warmup (int): calls that are timed, and calls before.
+        budget_s (float): seconds that timing may take per evaluation. A slow model gets fewer repeats, but at least one and
+            one call to warm up. GMACs and memory take two more calls, once per run.
     """
 
     # Before RuntimeInfoHook (VERY_HIGH), which copies the metrics to the message hub where loggers find them.
     priority = 'HIGHEST'
 
     def __init__(self, size: Optional[Tuple[int, int]] = None, batch: int = 1, repeats: int = 10,
-                 warmup: int = 3) -> None:
+                 warmup: int = 3, budget_s: float = 20.0) -> None:
         if batch < 1 or repeats < 1 or warmup < 0:
             raise ValueError(f'batch={batch} and repeats={repeats} must be at least 1, warmup={warmup} at least 0')
+        if not budget_s > 0:
+            raise ValueError(f'budget_s={budget_s} must be a positive number of seconds')
         self.size = tuple(size) if size is not None else None
         self.batch = batch
-        self.timing = dict(repeats=repeats, warmup=warmup)
-        self._complexity: Dict[Tuple[int, int], Union[Dict[str, float], Failure]] = {}
+        self.timing = dict(repeats=repeats, warmup=warmup, budget_s=budget_s)
+        self._static: Dict[tuple, Dict[str, float]] = {}  # what one model costs at any time
         self._environment: Dict[str, str] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
@@ -86,53 +93,71 @@ class CostHook(Hook):
         metrics.update(shared[0])
 
     def _measure_or_warn(self, runner: Runner, loop) -> Dict[str, float]:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = undistributed(runner.model)
         device = next(model.parameters()).device
-        cost = attempt(lambda: self._measure(model, loop, str(device)), device)
-        if isinstance(cost, Failure):
-            print_log(f'the cost of the model could not be measured, {cost.kind}: {cost.message}', logger='current',
+        measured = attempt(lambda: self._measure(model, loop, str(device)), device)
+        if isinstance(measured, Failure):
+            print_log(f'the cost of the model could not be measured, {measured.kind}: {measured.message}', logger='current',
                       level=logging.WARNING)
             return {}
+        timing, cost = measured
+        self._say(timing)
         if not self._environment:
             self._environment = environment(device)
             print_log(f'cost is measured with: {describe(self._environment)}', logger='current')
-        write_json(Path(runner.log_dir) / FILE_NAME, dict(environment=self._environment, cost=cost))
+        write_json(Path(runner.log_dir) / FILE_NAME,
+                   dict(environment=self._environment, cost=cost, disturbed=timing.disturbed or None))
         return cost
 
-    def _measure(self, model: nn.Module, loop, device: str) -> Dict[str, float]:
+    def _say(self, timing: Timing) -> None:
+        wanted, budget_s = self.timing['repeats'], self.timing['budget_s']
+        if timing.repeats < wanted:
+            print_log(f'{PREFIX}latency_ms is the median of {timing.repeats} calls: {wanted} do not fit into '
+                      f'budget_s={budget_s:g} of CostHook', logger='current')
+        if timing.disturbed:
+            print_log(f'{PREFIX}latency_ms is not what an idle machine would show: {timing.disturbed}', logger='current',
+                      level=logging.WARNING)
+
+    def _measure(self, model: nn.Module, loop, device: str) -> Tuple[Timing, Dict[str, float]]:
         with undisturbed(model):
-            data, size = self._batch(loop.dataloader.dataset)
+            data, views = self._batch(model, loop.dataloader.dataset)
             dtype = torch.get_autocast_dtype(torch.device(device).type) if loop.fp16 else None
-            workload = Workload(self.batch, size, device, dtype)
-            call = inference_call(model, workload, data)
+            call = inference_call(model, Workload(self.batch, views[0], device, dtype), data)
             timing = time_interleaved({'model': call}, device, **self.timing)['model']
             if isinstance(timing, Failure):
                 raise RuntimeError(str(timing))
             cells: Dict[str, Any] = dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
-                                         throughput_img_s=timing.throughput(self.batch))
-            # A deployed model's kernels are inside compiled functions: count on the one it was made from.
-            counted, = getattr(model, 'deployed_from', (model, ))
-            cells.update(self._size_cells(counted, size), **_memory_cells(call, model, device))
-        cells.update(height=size[0], width=size[1], batch=self.batch)
+                                         throughput_img_s=timing.throughput(self.batch), repeats=timing.repeats,
+                                         disturbed=bool(timing.disturbed))
+            if (views, dtype) not in self._static:
+                self._static[views, dtype] = {**_size_cells(unwrap(model), views), **_memory_cells(call, model, device)}
+        cells.update(self._static[views, dtype], height=views[0][0], width=views[0][1], batch=self.batch)
         # All float: mmengine's JSON of a test drops integers.
-        return {PREFIX + key: float(value) for key, value in cells.items()}
+        return timing, {PREFIX + key: float(value) for key, value in cells.items()}
 
-    def _batch(self, dataset) -> Tuple[Optional[dict], Tuple[int, int]]:
-        if self.size is not None:
-            return None, self.size
+    def _batch(self, model: nn.Module, dataset) -> Tuple[Optional[dict], Tuple[Tuple[int, int], ...]]:
+        """What the data loader would yield, and H, W of every view of an image."""
+        if self.size is not None and not augments(model):
+            return None, (self.size, )
         sample = dataset[0]
-        data = dict(inputs=[sample['inputs']] * self.batch, data_samples=[sample['data_samples']] * self.batch)
-        return data, tuple(sample['inputs'].shape[-2:])
+        if not augments(model):
+            data = {key: [sample[key]] * self.batch for key in ('inputs', 'data_samples')}
+            return data, (tuple(sample['inputs'].shape[-2:]), )
+        data = {key: [[view] * self.batch for view in sample[key]] for key in ('inputs', 'data_samples')}
+        return data, tuple(tuple(view.shape[-2:]) for view in sample['inputs'])
 
-    def _size_cells(self, model: nn.Module, size: Tuple[int, int]) -> Dict[str, float]:
-        """GMACs and parameters; counted once, then remembered. What can't be counted is left out, and said once."""
-        if size not in self._complexity:
-            self._complexity[size] = attempt(lambda: complexity_row(model, size))
-            if isinstance(self._complexity[size], Failure):
-                print_log(f'GMACs can not be counted, {self._complexity[size]}', logger='current',
-                          level=logging.WARNING)
-        known = self._complexity[size]
-        return {} if isinstance(known, Failure) else known
+
+def _size_cells(model: nn.Module, views: Tuple[Tuple[int, int], ...]) -> Dict[str, float]:
+    """GMACs of all views, and parameters. What can't be counted is left out, and said."""
+    # A deployed model's kernels are inside compiled functions: count on the one it was made from.
+    counted, = getattr(model, 'deployed_from', (model, ))
+    rows = [attempt(lambda: complexity_row(counted, size)) for size in dict.fromkeys(views)]
+    for row in rows:
+        if isinstance(row, Failure):
+            print_log(f'GMACs can not be counted, {row}', logger='current', level=logging.WARNING)
+            return {}
+    known = dict(zip(dict.fromkeys(views), rows))
+    return {**rows[0], 'gmacs': sum(known[size]['gmacs'] for size in views)}
 
 
 def _memory_cells(call: Call, model: nn.Module, device: str) -> Dict[str, float]:

@@ -1,11 +1,11 @@
 """Test the deployed model in the place of the trained one."""
-from typing import Optional, Union
+from typing import Union
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..anatomy import unwrap
 from ..deploy.deployment import deploy
 
 
@@ -22,11 +22,7 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Replace the runner's model."""
-        wrapped: Optional[object] = runner.model if is_model_wrapper(runner.model) else None
-        model = runner.model if wrapped is None else wrapped.module
-        deployed = deploy(model, **self.options)
-        deployed.deployed_from = (model, )  # in a tuple: a reference, not a submodule; the cost hook counts on it
-        if wrapped is None:
-            runner.model = deployed
-        else:
-            wrapped.module = deployed
+        trained = unwrap(runner.model)
+        runner.model = deploy(runner.model, **self.options)
+        # In a tuple: a reference, not a submodule. The cost hook counts on the model the copy was made from.
+        unwrap(runner.model).deployed_from = (trained, )

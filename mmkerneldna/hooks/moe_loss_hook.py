@@ -3,10 +3,10 @@ from typing import Dict, Optional
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from ..anatomy import unwrap
 from ..layers.moe_conv import collect_balance_losses, moe_layers
 
 LOSS_KEY = 'loss_moe_balance'
@@ -40,7 +40,7 @@ class MoELossHook(Hook):
 
     def before_train(self, runner) -> None:
         """Wrap the model's ``loss``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         layers = moe_layers(model)
         if not layers:
             raise ValueError('MoELossHook found no MoEConv2d in the model: swap some in, for instance with '

@@ -1,10 +1,12 @@
 """Command-line flags that several tools share."""
 import argparse
 import os
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 from mmengine.config import DictAction
 
+from ..errors import UsageError
+from ..measure.input_size import parse_size
 from ..variants import VARIANTS
 
 
@@ -32,6 +34,28 @@ def add_variant_argument(parser: argparse.ArgumentParser, **options) -> None:
     """``--variant NAME``; ``options`` are more of argparse's."""
     parser.add_argument('--variant', metavar='NAME', help='change the backbone of the config, which may be any of mmdet or '
                         f'mmseg: {", ".join(VARIANTS)}', **options)
+
+
+def image_size(text: str) -> Tuple[int, int]:
+    """The type of every ``--size``: ``N`` or ``HxW`` to H, W."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def deploy_options(args: argparse.Namespace) -> Optional[dict]:
+    """``compile`` and ``cuda_graph`` for :func:`mmkerneldna.deploy.deploy`, or None without ``--deploy``.
+
+    Raises:
+        UsageError: ``--compile`` or ``--cuda-graph`` without ``--deploy``: they would change nothing.
+    """
+    if args.deploy:
+        return dict(compile=args.compile, cuda_graph=args.cuda_graph)
+    for flag, given in (('--compile', args.compile), ('--cuda-graph', args.cuda_graph)):
+        if given:
+            raise UsageError(f'{flag} is an option of the deployed model: add --deploy, or leave it out')
+    return None
 
 
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

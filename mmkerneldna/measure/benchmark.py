@@ -2,7 +2,8 @@
 
 A result is a list of flat rows, one per model and workload, with the keys of :data:`COST_COLUMNS` and what is needed to
 read a row alone (``batch``, ``height``, ``width``, ``proposals``, ``device``, ``precision``, ``channels_last``). A number
-that could not be had is None, and ``error`` (``train_error`` for the training step) says why.
+that could not be had is None, and ``error`` (``train_error`` for the training step) says why. ``disturbed``
+(``train_disturbed``) says what showed that the machine was busy with something else, and is None where nothing did.
 """
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
@@ -23,18 +24,18 @@ Prepare = Callable[[nn.Module, Workload], nn.Module]
 
 # M: millions of parameters. The cell of a failure carries its name where the reader looks first.
 COST_COLUMNS = (
-    Column('latency_ms', 'latency ms', 2, error='error'),
-    Column('latency_p90_ms', 'p90 ms', 2),
-    Column('throughput_img_s', 'img/s', 1),
-    Column('latency_ratio', 'x first', 3),
+    Column('latency_ms', 'latency ms', 2, error='error', doubt='disturbed'),
+    Column('latency_p90_ms', 'p90 ms', 2, doubt='disturbed'),
+    Column('throughput_img_s', 'img/s', 1, doubt='disturbed'),
+    Column('latency_ratio', 'x first', 3, doubt='disturbed'),
     Column('gmacs', 'GMACs', 3, error='error'),
     Column('unique_params_m', 'unique M', 3),
     Column('deployed_params_m', 'deployed M', 3),
     Column('peak_memory_mb', 'peak MB', 1, error='error'),
 )
 TRAIN_COLUMNS = (
-    Column('train_step_ms', 'train step ms', 1, error='train_error'),
-    Column('train_step_ratio', 'train x first', 3),
+    Column('train_step_ms', 'train step ms', 1, error='train_error', doubt='train_disturbed'),
+    Column('train_step_ratio', 'train x first', 3, doubt='train_disturbed'),
     Column('train_peak_memory_mb', 'train peak MB', 1),
 )
 
@@ -140,13 +141,13 @@ class Benchmark:
                  for name, model in models.items()}
         timings = _time(calls, workload, self.timing)
         for name, row in rows.items():
-            row.update(dict.fromkeys((*(column.key for column in TRAIN_COLUMNS), 'train_error')))
+            row.update(dict.fromkeys((*(column.key for column in TRAIN_COLUMNS), 'train_error', 'train_disturbed')))
             if name not in models:
                 _merge(row, self.models[name], 'train_error')
             elif isinstance(timings[name], Failure):
                 _merge(row, timings[name], 'train_error')
             else:
-                row['train_step_ms'] = timings[name].median
+                row.update(train_step_ms=timings[name].median, train_disturbed=timings[name].disturbed or None)
                 resident = weight_bytes(models[name]) + momentum_bytes(models[name])
                 _merge(row, _peak('train_peak_memory_mb', calls[name], resident, workload), 'train_error')
         _add_ratio(list(rows.values()), 'train_step_ms', 'train_step_ratio')
@@ -168,7 +169,7 @@ def _blank_row(name: str, workload: Workload, model: Union[nn.Module, Failure]) 
     row: Row = dict(name=name, batch=workload.batch, height=workload.size[0], width=workload.size[1],
                     proposals=workload.proposals_of(model), device=workload.device, precision=workload.precision,
                     channels_last=workload.channels_last)
-    return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None}
+    return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None, 'disturbed': None}
 
 
 def _merge(row: Row, result: Union[Mapping[str, Any], Failure], error_key: str = 'error') -> None:
@@ -183,7 +184,7 @@ def _timing_cells(timing: Union[Timing, Failure], workload: Workload) -> Union[R
     if isinstance(timing, Failure):
         return timing
     return dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
-                throughput_img_s=timing.throughput(workload.batch))
+                throughput_img_s=timing.throughput(workload.batch), disturbed=timing.disturbed or None)
 
 
 def _peak(key: str, call: Any, resident: int, workload: Workload) -> Union[Row, Failure]:

@@ -19,6 +19,7 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from ..anatomy import heads_of
 from ..errors import UsageError
 
 # Logits. Ranked scores spread over the sigmoid's range for the first thousand of each level (nms_pre of most configs);
@@ -27,18 +28,13 @@ TOP, RANKS_PER_LOGIT = 4.0, 250
 CONFIDENT, SPREAD = 6.0, 3.0
 
 
-def has_proposals(model: nn.Module) -> bool:
-    """Whether a model has a region proposal network and a second stage."""
-    return getattr(model, 'rpn_head', None) is not None and getattr(model, 'roi_head', None) is not None
-
-
 class FixedProposals:
     """Context in which a two-stage detector predicts from the same ``count`` proposals per image as any other.
 
     Outside of the context the model is as it was. It may be deployed: what is compiled stays compiled and is run.
 
     Args:
-        model (nn.Module): a detector for which :func:`has_proposals` holds.
+        model (nn.Module): a detector for which :func:`mmkerneldna.anatomy.has_proposals` holds.
         count (int): proposals per image that the RPN hands to the second stage, in place of its
             ``test_cfg.max_per_img``.
 
@@ -51,8 +47,7 @@ class FixedProposals:
         if count < 1:
             raise UsageError(f'{count} proposals per image: at least 1 is needed')
         self.rpn, self.count = model.rpn_head, count
-        head = model.roi_head.bbox_head
-        self.box_heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+        self.box_heads = heads_of(model).box
         self._made: Dict[tuple, Tensor] = {}
 
     def __enter__(self) -> 'FixedProposals':

@@ -1,4 +1,5 @@
 """The input size a config states."""
+import re
 from typing import Optional, Tuple
 
 from mmengine.config import Config
@@ -20,25 +21,14 @@ def size_from_config(cfg: Config) -> Optional[Tuple[int, int]]:
     return None
 
 
-def parse_sizes(tokens) -> list:
-    """Sizes from a command line: ``224`` square, ``800 1344`` one H W, ``800x1344`` the same, any number of them.
-
-    Plain numbers pair up as H W; a single one is a square.
+def parse_size(text: str) -> Tuple[int, int]:
+    """H, W from a command line: ``224`` is a square, ``800x1344`` is H x W.
 
     Raises:
-        ValueError: a token that is no size, or an odd number of plain ones.
+        ValueError: neither.
     """
-    sizes, plain = [], []
-    for token in tokens:
-        parts = token.lower().split('x')
-        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ValueError(f"size '{token}' is neither a number nor HxW")
-        if len(parts) == 2:
-            sizes.append((int(parts[0]), int(parts[1])))
-        else:
-            plain.append(int(token))
-    if len(plain) == 1:
-        plain *= 2
-    if len(plain) % 2:
-        raise ValueError(f'plain sizes pair up as H W, and {plain} is an odd number of them; write HxW')
-    return sizes + list(zip(plain[::2], plain[1::2]))
+    found = re.fullmatch(r'(\d+)(?:x(\d+))?', text.strip().lower())
+    height, width = (int(side) for side in (found.group(1), found.group(2) or found.group(1))) if found else (0, 0)
+    if not (height and width):
+        raise ValueError(f"size '{text}' is neither N nor HxW in pixels, such as 224 or 800x1344")
+    return height, width

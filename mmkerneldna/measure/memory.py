@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.profiler import profile
 
-from .latency import synchronize
+from .clock import synchronize
 
 
 def weight_bytes(model: nn.Module) -> int:

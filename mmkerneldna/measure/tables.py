@@ -11,6 +11,9 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 MISSING = '-'
+#: behind a number that the machine disturbed, and what it means
+DOUBT = '*'
+DOUBT_MEANING = 'the machine was busy with something else during this measurement; measure again when it is idle'
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Column:
         digits (int): behind the point.
         scale (float): shown value over stored value, 100 for a fraction shown in percent.
         error (str, optional): key of the row that says why the value is missing.
+        doubt (str, optional): key of the row that, if it is true, puts :data:`DOUBT` behind the value.
     """
     key: str
     title: str
     digits: int = 2
     scale: float = 1
     error: Optional[str] = None
+    doubt: Optional[str] = None
 
 
 def cell(row: Row, column: Column) -> str:
@@ -41,6 +46,8 @@ def cell(row: Row, column: Column) -> str:
         '3.14 ± 0.50'
         >>> cell(dict(ms=None, error='OOM'), Column('ms', 'ms', error='error'))
         'OOM'
+        >>> cell(dict(ms=3.14159, disturbed='median 3.1 times the fastest'), Column('ms', 'ms', doubt='disturbed'))
+        '3.14*'
     """
     value = row.get(column.key)
     if value is None:
@@ -50,7 +57,8 @@ def cell(row: Row, column: Column) -> str:
         return str(value)
     text = _number(value * column.scale, column)
     spread = row.get(f'{column.key}_std')
-    return text if spread is None else f'{text} ± {_number(spread * column.scale, column)}'
+    text = text if spread is None else f'{text} ± {_number(spread * column.scale, column)}'
+    return text + DOUBT if column.doubt and row.get(column.doubt) else text
 
 
 def _number(value: float, column: Column) -> str:
@@ -98,6 +106,12 @@ def failure_notes(rows: Sequence[Row], keys: Sequence[str] = ('error', 'train_er
     notes = [f'{row["name"]} (batch {row["batch"]}, {row["height"]}x{row["width"]}): {row[key]}'
              for row in rows for key in keys if row.get(key)]
     return list(dict.fromkeys(notes))
+
+
+def doubt_notes(rows: Sequence[Row], columns: Sequence[Column]) -> List[str]:
+    """The line that explains :data:`DOUBT`, where a cell of the table has it."""
+    doubtful = any(cell(row, column).endswith(DOUBT) for row in rows for column in columns if column.doubt)
+    return [f'{DOUBT} {DOUBT_MEANING}'] if doubtful else []
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

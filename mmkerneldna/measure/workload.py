@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from mmdet.models import BaseDetector
 from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
-from .fixed_proposals import FixedProposals, has_proposals
+from ..anatomy import has_proposals, task_of
+from .fixed_proposals import FixedProposals
 from .synthetic import detection_batch, segmentation_batch, synthetic_images
 
 Call = Callable[[], Any]
@@ -60,13 +60,6 @@ class Workload:
         """Move a model to where and how this workload wants it."""
         model = model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
-
-
-def task_of(model: nn.Module) -> str:
-    """'detection', 'segmentation', or 'backbone' for any other module."""
-    if isinstance(model, BaseDetector):
-        return 'detection'
-    return 'segmentation' if isinstance(model, BaseSegmentor) else 'backbone'
 
 
 def inference_call(model: nn.Module, workload: Workload, batch: Optional[dict] = None) -> Call:

@@ -180,7 +180,9 @@ def _scaled(record: dict, score: Score) -> Optional[float]:
 
 
 def _cost_cells(metrics: dict) -> Row:
-    return {key[len(PREFIX):]: value for key, value in metrics.items() if key.startswith(PREFIX)}
+    """Of one evaluation; ``disturbed`` as a truth value, for the mark behind a latency."""
+    cells = {key[len(PREFIX):]: value for key, value in metrics.items() if key.startswith(PREFIX)}
+    return {**cells, 'disturbed': bool(cells['disturbed'])} if 'disturbed' in cells else cells
 
 
 def _environment_cells(stamps: Sequence[Path]) -> Row:
@@ -256,6 +258,8 @@ def _joined(name: str, members: Sequence[Row]) -> Row:
         else:
             known = [value for value in values if value is not None]
             joined[key] = known[0] if known and all(value == known[0] for value in known) else None
+    if 'disturbed' in joined:  # a mean is as doubtful as any of its parts
+        joined['disturbed'] = any(row.get('disturbed') for row in members)
     notes = [f'{row["name"]}: {row["note"]}' for row in members if row.get('note')]
     joined.update(name=name, runs=len(members), scored=sum(row.get('score') is not None for row in members),
                   note='; '.join(notes) or None)

@@ -139,8 +139,9 @@ def test_hook_tests_the_deployed_model():
     wrapper = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
     nn.Module.__init__(wrapper)
     wrapper.module = model
-    DeployHook().before_test(SimpleNamespace(model=wrapper))
-    assert isinstance(wrapper.module[1], nn.Identity)
+    runner = SimpleNamespace(model=wrapper)
+    DeployHook().before_test(runner)
+    assert isinstance(runner.model[1], nn.Identity) and wrapper.module is model
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

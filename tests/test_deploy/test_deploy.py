@@ -225,7 +225,7 @@ def test_impossible_arguments(arguments, message):
 
 
 def test_half_precision_without_it(monkeypatch):
-    monkeypatch.setattr('mmkerneldna.deploy.deployment.cpu_has', lambda dtype: False)
+    monkeypatch.setattr('mmkerneldna.deploy.deployment.onednn_computes', lambda dtype: False)
     with pytest.raises(DeployError, match='bfloat16'):
         deploy(nn.Conv2d(3, 3, 1), dtype=torch.bfloat16)
 

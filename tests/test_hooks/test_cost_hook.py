@@ -19,11 +19,13 @@ from torch import nn
 
 from mmkerneldna.datasets import ShapesSpec, generate_shapes
 from mmkerneldna.hooks.cost_hook import CostHook
+from mmkerneldna.measure.clock import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = ROOT / 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
 COST = {'cost/latency_ms', 'cost/latency_p90_ms', 'cost/throughput_img_s', 'cost/gmacs', 'cost/unique_params_m',
-        'cost/deployed_params_m', 'cost/peak_memory_mb', 'cost/height', 'cost/width', 'cost/batch'}
+        'cost/deployed_params_m', 'cost/peak_memory_mb', 'cost/height', 'cost/width', 'cost/batch', 'cost/repeats',
+        'cost/disturbed'}
 
 
 @MODELS.register_module()
@@ -157,15 +159,50 @@ def test_complexity_is_counted_once(tmp_path, monkeypatch):
     assert calls == [(8, 8)]
 
 
+class Clock:
+    """Every timed call takes so many seconds, and shows a disturbance where one is given."""
+
+    def __init__(self, monkeypatch, seconds, reason=''):
+        self.now = 0.0
+
+        def sample(call, device):
+            call()
+            self.now += seconds
+            return Sample(1e3 * seconds, 1e3 * seconds)
+
+        monkeypatch.setattr('mmkerneldna.measure.latency.monotonic', lambda: self.now)
+        monkeypatch.setattr('mmkerneldna.measure.latency.sample', sample)
+        monkeypatch.setattr('mmkerneldna.measure.latency.disturbance', lambda samples, device: reason)
+
+
+@pytest.mark.parametrize('seconds, repeats, total', [(0.1, 10, 1.3), (5, 2, 20), (18, 1, 36)])
+def test_a_slow_model_gets_fewer_repeats(tmp_path, monkeypatch, seconds, repeats, total):
+    """Ten repeats of 18 s would take four minutes."""
+    clock = Clock(monkeypatch, seconds)
+    runner = tiny_runner(tmp_path, [dict(type='CostHook')])
+    metrics = runner.val()
+    assert (metrics['cost/repeats'], metrics['cost/latency_ms'], clock.now) == (repeats, 1e3 * seconds, pytest.approx(total))
+    said = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert (f'median of {repeats} calls: 10 do not fit into budget_s=20' in said) == (repeats < 10)
+
+
+def test_a_disturbed_measurement_is_marked(tmp_path, monkeypatch):
+    Clock(monkeypatch, 0.1, 'threads waited')
+    runner = tiny_runner(tmp_path, [dict(type='CostHook')])
+    assert runner.val()['cost/disturbed'] == 1
+    assert 'not what an idle machine would show: threads waited' in next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert json.loads((Path(runner.log_dir) / 'cost.json').read_text())['disturbed'] == 'threads waited'
+
+
 def test_comes_before_the_hook_that_hands_metrics_to_the_loggers(tmp_path):
     runner = tiny_runner(tmp_path, [dict(type='CostHook')])
     names = [type(hook).__name__ for hook in runner.hooks]
     assert names.index('CostHook') < names.index('RuntimeInfoHook')
 
 
-@pytest.mark.parametrize('bad', [dict(batch=0), dict(repeats=0), dict(warmup=-1)])
+@pytest.mark.parametrize('bad', [dict(batch=0), dict(repeats=0), dict(warmup=-1), dict(budget_s=0)])
 def test_bad_arguments(bad):
-    with pytest.raises(ValueError, match='at least'):
+    with pytest.raises(ValueError, match='at least|positive'):
         CostHook(**bad)
 
 

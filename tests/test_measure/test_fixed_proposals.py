@@ -8,11 +8,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import UsageError
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.measure.complexity import measure_complexity
-from mmkerneldna.measure.fixed_proposals import FixedProposals, has_proposals
+from mmkerneldna.measure.fixed_proposals import FixedProposals
 from mmkerneldna.measure.workload import Workload, inference_call, tensor_call
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from mmkerneldna.measure.tables import (Column, cell, failure_notes, filled_columns, markdown, rich_table, write_csv,
-                                           write_json)
+from mmkerneldna.measure.tables import (Column, cell, doubt_notes, failure_notes, filled_columns, markdown, rich_table,
+                                        write_csv, write_json)
 
 MS = Column('ms', 'ms', 1, error='error')
 AP = Column('ap', 'AP', 1)
@@ -27,9 +27,20 @@ ROWS = [dict(name='a', ms=3.14159, ap=None, error=None, batch=1, height=8, width
     (dict(ap=20.04, ap_std=1.25), AP, '20.0 ± 1.2'),
     (dict(ap=0.204, ap_std=0.1), Column('ap', 'AP', 1, scale=100), '20.4 ± 10.0'),
     (dict(ap=True), AP, 'True'),
+    (dict(ms=3, busy='threads waited'), Column('ms', 'ms', 1, doubt='busy'), '3.0*'),
+    (dict(ms=3, ms_std=1, busy=True), Column('ms', 'ms', 1, doubt='busy'), '3.0 ± 1.0*'),
+    (dict(ms=3, busy=None), Column('ms', 'ms', 1, doubt='busy'), '3.0'),
+    (dict(ms=None, busy=True), Column('ms', 'ms', 1, doubt='busy'), '-'),
 ])
 def test_cell(row, column, text):
     assert cell(row, column) == text
+
+
+def test_the_mark_is_explained_where_there_is_one():
+    columns = [Column('ms', 'ms', doubt='busy'), AP]
+    assert doubt_notes([dict(ms=1), dict(ms=2, busy='')], columns) == []
+    note, = doubt_notes([dict(ms=1), dict(ms=2, busy=True)], columns)
+    assert note.startswith('* the machine was busy')
 
 
 def test_markdown():

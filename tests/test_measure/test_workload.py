@@ -6,10 +6,11 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
+from mmkerneldna.anatomy import task_of
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.measure.synthetic import detection_batch, synthetic_images
-from mmkerneldna.measure.workload import Workload, inference_call, task_of, tensor_call, train_call
+from mmkerneldna.measure.workload import Workload, inference_call, tensor_call, train_call
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'

@@ -6,6 +6,8 @@ import statistics
 import pytest
 from run_folders import DET_CFG, SEG_CFG, cost, detection_run, segmentation_run, train_line, write_stamp
 
+from mmkerneldna.measure.benchmark import COST_COLUMNS
+from mmkerneldna.measure.tables import cell
 from mmkerneldna.runs.results import NoRunsError, backbone_label, collect_run, find_runs, group_rows, sort_rows
 
 
@@ -18,6 +20,21 @@ def test_tested_run(tmp_path):
     assert (row['box_ap_last'], row['box_ap_test']) == (20.0, 25.0)
     assert row['latency_ms'] == 21.0, 'the cost must come from the evaluation the score comes from'
     assert (row['trained'], row['planned'], row['unit'], row['train_iter_s']) == (3, 3, 'epoch', 0.5)
+
+
+def disturbed_run(work_dir, disturbed):
+    metrics = {'mIoU': 40.0, **cost(30.0), 'cost/disturbed': disturbed, 'cost/repeats': 3.0}
+    return write_stamp(work_dir, '20260101_000000', SEG_CFG, [train_line(200, 1), {**metrics, 'step': 200}])
+
+
+def test_disturbed_latencies_are_marked_and_so_is_a_mean_of_one(tmp_path):
+    rows = [collect_run(disturbed_run(tmp_path / str(index), value)) for index, value in enumerate((0.0, 1.0))]
+    assert [(row['disturbed'], row['repeats']) for row in rows] == [(False, 3.0), (True, 3.0)]
+    quiet, mean = group_rows([*rows, rows[0]], lambda row: 'x' if row['disturbed'] else 'y')
+    assert (quiet['disturbed'], mean['disturbed']) == (False, True)
+    joined, = group_rows(rows, lambda row: 'all')
+    assert joined['disturbed'] is True and 'disturbed_std' not in joined
+    assert cell(joined, COST_COLUMNS[0]) == '30.00 ± 0.00*'
 
 
 def test_without_a_test_the_last_validation_counts(tmp_path):

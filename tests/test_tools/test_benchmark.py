@@ -24,7 +24,7 @@ def broken(tmp_path):
 
 def test_backbones(tmp_path, broken, capsys):
     result = measure(tmp_path, f'static={ROOT / STATIC}', f'kdna={ROOT / DETECTOR}', f'{broken}', '--scope', 'backbone',
-                     '--batch', '1', '3', '--size', '64', '96')
+                     '--batch', '1', '3', '--size', '64x96')
     rows = {(row['name'], row['batch']): row for row in result['rows']}
     assert list(rows) == [(name, batch) for batch in (1, 3) for name in ('static', 'kdna', 'broken')]
     kdna = rows['kdna', 3]
@@ -46,6 +46,33 @@ def check_files(folder, rows):
     assert float(lines[1]['latency_ms']) == rows[1]['latency_ms'] and lines[1]['torch'] == torch.__version__
     text = (folder / 'benchmark.md').read_text()
     assert '| kdna | 3 | 64 | 96 |' in text and '- broken (batch 1, 64x96): KeyError' in text
+
+
+@pytest.mark.parametrize('reason', ['threads waited', ''])
+def test_disturbed_measurements_are_marked(tmp_path, monkeypatch, capsys, reason):
+    monkeypatch.setattr('mmkerneldna.measure.latency.disturbance', lambda samples, device: reason)
+    row, = measure(tmp_path, str(ROOT / STATIC), '--scope', 'backbone', '--batch', '1', '--size', '32',
+                   '--train-step')['rows']
+    assert (row['disturbed'], row['train_disturbed']) == (reason or None, reason or None)
+    explained = '* the machine was busy with something else'
+    for text in (capsys.readouterr().out, (tmp_path / 'benchmark.md').read_text()):
+        assert (explained in text) == (f'{row["latency_ms"]:.2f}*' in text) == bool(reason)
+
+
+def test_deployed_models(tmp_path):
+    """The deployed pair has no child any more; what is counted stays the model as it was built."""
+    import mmkerneldna.deploy as package
+    deployed, real = [], package.deploy
+    package.deploy = lambda *args, **options: deployed.append(real(*args, **options)) or deployed[-1]
+    try:
+        result = measure(tmp_path, f'static={ROOT / STATIC}', f'kdna={ROOT / DETECTOR}', '--batch', '1', '--size', '64',
+                         '--proposals', '20', '--deploy')
+    finally:
+        package.deploy = real
+    assert [row['error'] for row in result['rows']] == [None, None]
+    assert result['rows'][1]['unique_params_m'] < result['rows'][1]['deployed_params_m'] and len(deployed) == 2
+    assert [model.deploy_report.convs_baked for model in deployed] == [0, 6]
+    assert all(model.deploy_report.norms_folded > 0 for model in deployed)
 
 
 def test_whole_models_and_training_steps(tmp_path):
@@ -96,10 +123,13 @@ def test_size_comes_from_the_config(tmp_path):
 
 @pytest.mark.parametrize('argv, message', [
     ([str(ROOT / STATIC), str(ROOT / STATIC)], 'write NAME=CONFIG'),
-    ([str(ROOT / STATIC), '--size', '1', '2', '3'], '--size: plain sizes pair up'),
+    ([str(ROOT / STATIC), '--size', '1x2x3'], "argument --size: size '1x2x3' is neither N nor HxW"),
+    ([str(ROOT / STATIC), '--size', '64', '0'], "argument --size: size '0' is neither N nor HxW"),
     ([str(ROOT / 'configs/shapes/nothing.py')], 'does not exist'),
     ([str(ROOT / STATIC), '--proposals', '0'], '--proposals 0: at least 1'),
     ([str(ROOT / STATIC), '--proposals', '9', '--scope', 'backbone'], 'is for two-stage detectors with --scope model'),
+    ([str(ROOT / STATIC), '--compile'], '--compile is an option of the deployed model: add --deploy'),
+    ([str(ROOT / STATIC), '--cuda-graph'], '--cuda-graph is an option of the deployed model: add --deploy'),
     ([str(ROOT / SEGMENTER), '--proposals', '9'], 'no model here has an RPN'),
     ([str(ROOT / STATIC), '--proposals', '5000', '--size', '64'], 'an image of 64x64 has'),
 ])

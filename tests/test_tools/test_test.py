@@ -58,6 +58,28 @@ def test_flips_at_test_time_use_the_weights(checkpoints, shapes, tmp_path, capfd
     assert 'do not match' not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize('config, flags', [(DETECTOR, []), (DETECTOR, ['--tta']), (SEGMENTER, [])])
+def test_deployed_model_scores_the_same(config, flags, checkpoints, shapes, tmp_path, capfd):
+    scores = {}
+    for name in ('eager', 'deployed'):
+        deploy = ['--deploy'] if name == 'deployed' else []
+        argv = test_argv(config, checkpoints[config], shapes, tmp_path / name, *flags, *deploy)
+        assert run_tool('test.py', argv) == 0
+        said = capfd.readouterr().out
+        assert ('convs baked' in said) == bool(deploy) and 'could not be measured' not in said
+        scores[name] = metrics(tmp_path / name)
+    for key in {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'mIoU', 'aAcc'} & set(scores['eager']):
+        assert scores['deployed'][key] == pytest.approx(scores['eager'][key], abs=0.02)
+    for key in ('cost/gmacs', 'cost/unique_params_m', 'cost/deployed_params_m'):
+        assert scores['deployed'][key] == scores['eager'][key] > 0
+
+
+@pytest.mark.parametrize('flag', ['--compile', '--cuda-graph'])
+def test_flags_of_a_deployed_model_alone_are_a_mistake(flag, shapes, tmp_path, capfd):
+    assert run_tool('test.py', test_argv(DETECTOR, 'any.pth', shapes, tmp_path, flag)) == 2
+    assert f'error: {flag} is an option of the deployed model: add --deploy' in capfd.readouterr().err
+
+
 @pytest.mark.parametrize('spoil, pattern', [
     ('other model', r'does not fit EncoderDecoder: of the \d+ entries of the model \d+ are missing'),
     ('cut short', r'cut short, damaged'),

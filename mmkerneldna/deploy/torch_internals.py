@@ -1,0 +1,52 @@
+"""Every name of torch, oneDNN and inductor that is not public: what to look at when a new torch breaks something."""
+from typing import Callable, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+
+def compiler_errors() -> Tuple[type, ...]:
+    """What a compiled function raises where compiling fails, not where its input is wrong."""
+    return torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError
+
+
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has convolution kernels for this half precision on this CPU."""
+    ops = torch.ops.mkldnn
+    supported = {torch.bfloat16: ops._is_mkldnn_bf16_supported, torch.float16: ops._is_mkldnn_fp16_supported}
+    return dtype in supported and supported[dtype]()
+
+
+def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int,
+                input_shape: Sequence[int]) -> Tensor:
+    """A convolution's kernel in the layout that oneDNN picks for this CPU."""
+    plain = weight.detach().contiguous().to_mkldnn()
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(plain, padding, stride, dilation, groups, list(input_shape))
+
+
+def packed_conv(input: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, activation: str = 'none',
+                scalars: Sequence[float] = ()) -> Tensor:
+    """A convolution with a packed kernel, and what follows it.
+
+    Args:
+        activation: 'none', 'relu', or 'hardtanh' with its two bounds as ``scalars``.
+    """
+    return torch.ops.mkldnn._convolution_pointwise(input, packed, bias, padding, stride, dilation, groups, activation,
+                                                   list(scalars), '')
+
+
+def packed_conv_add(input: Tensor, other: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int,
+                    relu: bool) -> Tensor:
+    """``conv(input) + other``, and ReLU of it where ``relu``."""
+    return torch.ops.mkldnn._convolution_pointwise.binary(input, other, packed, bias, padding, stride, dilation, groups, 'add',
+                                                          1.0, 'relu' if relu else None, [], None)
+
+
+def write_aot_package(program, path: str) -> None:
+    """Compile an exported program ahead of time (AOTInductor) into a file."""
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+
+
+def read_aot_package(path: str) -> Callable[[Tensor], List[Tensor]]:
+    """The function in such a file."""
+    return torch._inductor.aoti_load_package(path)
