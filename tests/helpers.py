@@ -35,3 +35,11 @@ def conv_gmacs(net, size=224):
     for hook in hooks:
         hook.remove()
     return sum(total) / 1e9
+
+
+def assert_same(outputs, expected, tolerance=1e-5):
+    """Tensors that agree up to ``tolerance`` of the largest value of each."""
+    outputs, expected = ([o] if torch.is_tensor(o) else list(o) for o in (outputs, expected))
+    assert len(outputs) == len(expected) > 0
+    for output, target in zip(outputs, expected):
+        assert (output - target).abs().max() <= tolerance * target.abs().max()

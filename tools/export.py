@@ -15,12 +15,12 @@ from pathlib import Path
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from rich.console import Console
 
+from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, export
-from mmkerneldna import launch
-from mmkerneldna.launch.arguments import image_size
 from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.launch.arguments import image_size
 from mmkerneldna.measure.benchmark import build_from_config
 
 

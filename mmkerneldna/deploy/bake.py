@@ -6,7 +6,7 @@ Letters: N batch, C channels, R hidden width of a gate, H W map size.
 """
 from collections import Counter
 from copy import deepcopy
-import torch
+
 from torch import Tensor, nn
 
 from ..layers import ChildConv2d, InputGate

@@ -9,12 +9,13 @@ from mmengine.logging import print_log
 from torch import Tensor, fx, nn
 
 from ..anatomy import rewrap, unwrap
-from ..layers import ChildConv2d
 from ..errors import KernelDNAError
+from ..layers import ChildConv2d
 from ..modules import count_parameters, is_plain_conv
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
+from .fuse import fuse_steps
 from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
 from .torch_internals import onednn_computes
@@ -39,6 +40,7 @@ class DeployReport:
         norms_left (dict): path of a BatchNorm that stays -> reason.
         others_left (dict): path of a conv that computes its kernel at run time (ODConv, ...) and stays -> its type.
         params_before, params_after (int): unique parameters, deployed parameters.
+        steps_fused (int): activations and residual sums that are done by the convolution before them (CPU).
         deviation (float): largest deviation from the original on the probe, relative to the largest feature.
     """
     convs_baked: int = 0
@@ -48,6 +50,7 @@ class DeployReport:
     others_left: Dict[str, str] = field(default_factory=dict)
     params_before: int = 0
     params_after: int = 0
+    steps_fused: int = 0
     deviation: float = 0.0
 
     def __str__(self) -> str:
@@ -66,7 +69,8 @@ def deploy(model: nn.Module,
            probe: Probe = None) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
-    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout. The copy is compared with the original
+    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout, and do the activations and residual sums
+    behind them (see :mod:`.fuse`). The copy is compared with the original
     on a probe input before it is returned. The original is left as it is; one in training mode is deployed as it would
     evaluate.
 
@@ -94,10 +98,21 @@ def deploy(model: nn.Module,
     inner = unwrap(model)
     device = device_of(inner)
     check_device(device, dtype, cuda_graph, gate)
-    copy = lean_copy(inner, gate, probe).to(dtype or next(inner.parameters()).dtype)
-    if device.type == 'cpu':
-        pack_convs(copy)
+    copy = lean_copy(inner, gate, probe)
+    if device.type == 'cpu' and pack_convs(copy) and not compile:  # a compiler fuses by itself
+        _fuse(copy, make_probe(copy, probe))
+    copy.to(dtype or next(inner.parameters()).dtype)
     return rewrap(model, speed_up(copy, compile, cuda_graph))
+
+
+def _fuse(copy: nn.Module, run: Callable) -> None:
+    """Let packed convolutions do the steps behind them, and check the whole once more."""
+    with torch.no_grad():
+        expected = run(copy)
+        copy.deploy_report.steps_fused = fuse_steps(copy, lambda: run(copy))
+        _check_deviation(copy, _deviation(run(copy), expected))
+    print_log(f'{copy.deploy_report.steps_fused} activations and sums are done by the convolutions before them',
+              logger='current')
 
 
 def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.Module:
@@ -116,13 +131,17 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
         _bake_and_fold(copy, report, run, gate)
         _to_channels_last(copy.requires_grad_(False))
         report.deviation = _deviation(run(copy), expected)
-    if not report.deviation <= TOLERANCE:
-        raise DeployError(f'{type(model).__name__} deviates by {report.deviation:.1e} of its largest feature when deployed, '
-                          f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
-                          'please report the model')
+    _check_deviation(model, report.deviation)
     copy.deploy_report = report
     print_log(str(report), logger='current')
     return copy
+
+
+def _check_deviation(model: nn.Module, deviation: float) -> None:
+    if not deviation <= TOLERANCE:
+        raise DeployError(f'{type(model).__name__} deviates by {deviation:.1e} of its largest feature when deployed, '
+                          f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
+                          'please report the model')
 
 
 def check_device(device: torch.device, dtype: Optional[torch.dtype], cuda_graph: Union[bool, int], gate: str) -> None:
@@ -153,6 +172,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
             del module.forward
         if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
             module.efficient_conv_bn_eval_forward = None
+        if getattr(module, 'with_cp', False):
+            module.with_cp = False  # activation checkpointing is for gradients
     return copy
 
 

@@ -3,13 +3,34 @@
 oneDNN computes with kernels in a blocked layout of its own. An ``nn.Conv2d`` holds a plain one, which is laid out anew at
 every call: on the 7x7 maps of a ResNet's last stage that takes longer than the convolution.
 """
+from typing import NamedTuple, Optional, Tuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules import is_plain_conv, slots
-from .torch_internals import pack_kernel, packed_conv
+from .torch_internals import pack_kernel, packed_conv, packed_conv_add
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Activation(NamedTuple):
+    """An element-wise function by oneDNN's name for it, its constants, and its variant."""
+    name: str = 'none'
+    scalars: Tuple[float, ...] = ()
+    algorithm: str = ''
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """The same in plain torch."""
+        if self.name == 'gelu':
+            return F.gelu(x, approximate=self.algorithm)
+        return _PLAIN[self.name](x, *self.scalars)
+
+
+_PLAIN = dict(none=lambda x: x, relu=F.relu, hardtanh=F.hardtanh, leaky_relu=F.leaky_relu, swish=F.silu,
+              hardswish=F.hardswish, sigmoid=torch.sigmoid)
+NONE, RELU = Activation(), Activation('relu')
 
 
 class PackedConv2d(nn.Conv2d):
@@ -31,24 +52,42 @@ class PackedConv2d(nn.Conv2d):
         self._packed = self._packed_from = None
         self.train(conv.training)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias) -> Tensor:
-        if not self._takes(input, weight):
-            return super()._conv_forward(input, weight, bias)
-        if self._packed_from != _state(weight):
-            self._pack(input, weight)
-        return packed_conv(input, self._packed, bias, self.padding, self.stride, self.dilation, self.groups)
+    def forward(self, input: Tensor, other: Optional[Tensor] = None, activation: Activation = NONE) -> Tensor:
+        """``activation(conv(input) + other)``, in one go where oneDNN can.
 
-    def _takes(self, input: Tensor, weight: Tensor) -> bool:
+        Args:
+            input: (N, C_in, H, W).
+            other: (N, C_out, H', W'), as large as the output, or None for 0.
+            activation: of any kind without ``other``, none or ReLU with it.
+        """
+        if not self._takes(input) or (other is not None and not self._adds(other, input, activation)):
+            y = self._conv_forward(input, self.weight, self.bias)
+            return Activation(*activation).plainly(y if other is None else y + other)
+        if self._packed_from != _state(self.weight):
+            self._pack(input)
+        geometry = self._packed, self.bias, self.padding, self.stride, self.dilation, self.groups
+        if other is None:
+            return packed_conv(input, *geometry, *activation)
+        return packed_conv_add(input, other, *geometry, relu=activation == RELU)
+
+    def _takes(self, input: Tensor) -> bool:
         return (input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels
-                and input.dtype == weight.dtype and input.dtype in PACKED_DTYPES
-                and input.device.type == weight.device.type == 'cpu'
+                and input.dtype == self.weight.dtype and input.dtype in PACKED_DTYPES
+                and input.device.type == self.weight.device.type == 'cpu'
                 and self.padding_mode == 'zeros' and not isinstance(self.padding, str)
-                and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+                and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad))
                 and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
 
-    def _pack(self, input: Tensor, weight: Tensor) -> None:
-        self._packed = pack_kernel(weight, self.padding, self.stride, self.dilation, self.groups, input.shape)
-        self._packed_from = _state(weight)
+    def _adds(self, other: Tensor, input: Tensor, activation: Activation) -> bool:
+        """oneDNN adds maps of one size and type, and to ungrouped convolutions alone (others abort in half precision)."""
+        sides = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, p, d, k, s in
+                 zip(input.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride)]
+        return (self.groups == 1 and activation in (NONE, RELU) and other.dtype == input.dtype
+                and other.device == input.device and other.shape == (input.shape[0], self.out_channels, *sides))
+
+    def _pack(self, input: Tensor) -> None:
+        self._packed = pack_kernel(self.weight, self.padding, self.stride, self.dilation, self.groups, input.shape)
+        self._packed_from = _state(self.weight)
 
     def __getstate__(self) -> dict:
         # oneDNN's layout is of this process; a copy lays out its own

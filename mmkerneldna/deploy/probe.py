@@ -1,5 +1,5 @@
 """Run any OpenMMLab model once on made-up input, without losses and without random choices."""
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Sequence, Union
 
 import torch
 from mmengine.model import BaseModel

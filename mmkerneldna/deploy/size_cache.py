@@ -7,7 +7,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Callable, Hashable, List, Optional, Tuple
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils._pytree import tree_leaves

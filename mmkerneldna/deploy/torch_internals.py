@@ -24,15 +24,11 @@ def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], d
     return torch._C._nn.mkldnn_reorder_conv2d_weight(plain, padding, stride, dilation, groups, list(input_shape))
 
 
-def packed_conv(input: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, activation: str = 'none',
-                scalars: Sequence[float] = ()) -> Tensor:
-    """A convolution with a packed kernel, and what follows it.
-
-    Args:
-        activation: 'none', 'relu', or 'hardtanh' with its two bounds as ``scalars``.
-    """
+def packed_conv(input: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, activation: str,
+                scalars: Sequence[float], algorithm: str) -> Tensor:
+    """A convolution with a packed kernel and the activation behind it, by oneDNN's name ('none', 'relu', ...)."""
     return torch.ops.mkldnn._convolution_pointwise(input, packed, bias, padding, stride, dilation, groups, activation,
-                                                   list(scalars), '')
+                                                   list(scalars), algorithm)
 
 
 def packed_conv_add(input: Tensor, other: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int,

@@ -51,8 +51,8 @@ class CostHook(Hook):
     Latencies of separate runs are comparable as far as their machine was idle; for ratios use ``tools/benchmark.py``.
 
     Args:
-        size (tuple[int, int], optional): H, W of synthetic images (not with test-time augmentation). By default the first image of the evaluated data
-            set is used, as its pipeline makes it.
+        size (tuple[int, int], optional): H, W of synthetic images (not with test-time augmentation). By default the first
+            image of the evaluated data set is used, as its pipeline makes it.
         batch (int): images per call.
         repeats, warmup (int): calls that are timed, and calls before.
         budget_s (float): seconds that timing may take per evaluation. A slow model gets fewer repeats, but at least one and

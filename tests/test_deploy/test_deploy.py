@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from helpers import assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule, fuse_conv_bn
@@ -32,13 +33,6 @@ def randomised(model, seed=0):
             if module.spatial_scale is not None:
                 nn.init.normal_(module.spatial_scale, 0, 0.3)
     return model.eval()
-
-
-def assert_same(outputs, expected, tolerance=1e-5):
-    outputs, expected = ([o] if torch.is_tensor(o) else list(o) for o in (outputs, expected))
-    assert len(outputs) == len(expected) > 0
-    for output, target in zip(outputs, expected):
-        assert (output - target).abs().max() <= tolerance * target.abs().max()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same
 from mmcv.cnn import fuse_conv_bn
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
@@ -71,12 +72,6 @@ def small_model(name):
         if isinstance(module, ChildConv2d):
             nn.init.normal_(module.filter_scale, 0, 0.2)
     return model.eval()
-
-
-def assert_same(outputs, expected, tolerance=1e-5):
-    assert len(outputs) == len(expected) > 0
-    for output, target in zip(outputs, expected):
-        assert (output - target).abs().max() <= tolerance * target.abs().max()
 
 
 @torch.no_grad()

@@ -5,8 +5,17 @@ import json
 import pytest
 from rich.console import Console
 
-from mmkerneldna.measure.tables import (Column, cell, doubt_notes, failure_notes, filled_columns, markdown, rich_table,
-                                        write_csv, write_json)
+from mmkerneldna.measure.tables import (
+    Column,
+    cell,
+    doubt_notes,
+    failure_notes,
+    filled_columns,
+    markdown,
+    rich_table,
+    write_csv,
+    write_json,
+)
 
 MS = Column('ms', 'ms', 1, error='error')
 AP = Column('ap', 'AP', 1)
