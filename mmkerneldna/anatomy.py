@@ -1,7 +1,7 @@
 """Which parts an OpenMMLab model has, asked in one place: wrappers, task, backbone, neck and heads."""
 import copy
 from dataclasses import dataclass
-from typing import Optional, Tuple, Union
+from typing import Optional, Tuple, Union, cast
 
 from mmdet.models import BaseDetector
 from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
@@ -15,7 +15,7 @@ DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head')
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a wrapper for distributed runs, inside one for test-time augmentation, or inside both."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = cast(nn.Module, model.module)
     return model
 
 
@@ -40,7 +40,7 @@ def rewrap(model: nn.Module, inner: nn.Module) -> nn.Module:
 def undistributed(model: nn.Module) -> nn.Module:
     """The model inside a wrapper for distributed runs; one for test-time augmentation stays."""
     while is_model_wrapper(model):
-        model = model.module
+        model = cast(nn.Module, model.module)
     return model
 
 
@@ -64,7 +64,7 @@ def has_proposals(model: Union[nn.Module, dict]) -> bool:
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """The backbone of a whole model; any other module is one itself."""
-    return model.backbone if is_whole(model) else model
+    return cast(nn.Module, model.backbone) if is_whole(model) else model
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,11 @@ def run_parts(model: BaseModel, images: Tensor):
     turns on a rounding error.
     """
     samples = _data_samples(images)
-    if getattr(model, 'roi_head', None) is None:
+    heads = heads_of(model)
+    if not heads.box:
         return model._forward(images, samples)
     features = model.extract_feat(images)
-    outputs = [head.forward(features) for head in heads_of(model).dense]
+    outputs = [head.forward(features) for head in heads.dense]
     return features, outputs, model.roi_head.forward(features, _boxes(images), samples)
 
 

@@ -21,7 +21,8 @@ def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], d
                 input_shape: Sequence[int]) -> Tensor:
     """A convolution's kernel in the layout that oneDNN picks for this CPU."""
     plain = weight.detach().contiguous().to_mkldnn()
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(plain, padding, stride, dilation, groups, list(input_shape))
+    pack = torch._C._nn.mkldnn_reorder_conv2d_weight
+    return pack(plain, padding, stride, dilation, groups, list(input_shape))  # type: ignore[call-arg,arg-type]
 
 
 def packed_conv(input: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, activation: str,

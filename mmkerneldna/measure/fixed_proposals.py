@@ -46,8 +46,8 @@ class FixedProposals:
     def __init__(self, model: nn.Module, count: int) -> None:
         if count < 1:
             raise UsageError(f'{count} proposals per image: at least 1 is needed')
-        self.rpn, self.count = model.rpn_head, count
-        self.box_heads = heads_of(model).box
+        heads = heads_of(model)
+        (self.rpn, ), self.box_heads, self.count = heads.dense, heads.box, count
         self._made: Dict[tuple, Tensor] = {}
 
     def __enter__(self) -> 'FixedProposals':

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from ..anatomy import has_proposals, task_of
@@ -138,7 +137,7 @@ def _loss_call(model: nn.Module, workload: Workload) -> Callable[[], Tensor]:
     return lambda: model.parse_losses(model(**data, mode='loss'))[0]
 
 
-def _train_at_stated_size(model: BaseSegmentor, workload: Workload) -> None:
+def _train_at_stated_size(model: nn.Module, workload: Workload) -> None:
     """mmseg pads training images to the crop size of the config, which is not the size that was asked for."""
     model.data_preprocessor.size, model.data_preprocessor.size_divisor = workload.size, None
 
