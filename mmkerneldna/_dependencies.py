@@ -1,25 +1,32 @@
-"""One-line errors for a missing or wrong OpenMMLab package, before mmdet can raise a traceback of its own."""
+"""One-line errors for a missing or wrong OpenMMLab package, before mmdet can raise a traceback of its own.
+
+What is needed stands in the package's own metadata. ``tools/doctor.py`` loads this file alone, on a Python that may
+have nothing installed: then the metadata are read from the checkout, and ``packaging`` may lack.
+"""
 import importlib
+import re
 import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Dict
 
-# import name -> (distribution, lowest version, first version that is too new)
-REQUIRED = {
-    'torch': ('torch', '2.4', '3'),
-    'mmengine': ('onedl-mmengine', '0.10.8', '1'),
-    'mmcv': ('onedl-mmcv', '2.3.0', '3'),
-    'mmdet': ('onedl-mmdetection', '3.4', '4'),
-    'mmseg': ('onedl-mmsegmentation', '1.3', '2'),
-}
+#: import name -> distribution, of the packages that are checked
+MODULES = {'torch': 'torch', 'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
+           'mmseg': 'onedl-mmsegmentation'}
 
 
 class DependencyError(ImportError):
     """A package mmkerneldna needs is missing, too old or too new."""
 
 
-def _release(version: str) -> tuple:
-    digits = version.split('+')[0].split('.')
-    return tuple(int(''.join(c for c in part if c.isdigit()) or 0) for part in digits)
+def requirements() -> Dict[str, str]:
+    """Distribution -> what mmkerneldna asks of it, e.g. ``{'torch': 'torch<3,>=2.4', ...}``."""
+    try:
+        lines = metadata.requires('mmkerneldna') or []
+    except metadata.PackageNotFoundError:
+        text = (Path(__file__).resolve().parent.parent / 'pyproject.toml').read_text()
+        lines = re.findall(r'"(.*?)"', re.search(r'^dependencies = \[(.*?)^\]', text, re.DOTALL | re.MULTILINE).group(1))
+    return {re.match(r'[\w.-]+', line).group(): line for line in lines if 'extra ==' not in line}
 
 
 def check_dependency(module: str) -> str:
@@ -29,19 +36,28 @@ def check_dependency(module: str) -> str:
         DependencyError: one line that names the package, what was found, what is needed and the command that
             installs it.
     """
-    dist, low, high = REQUIRED[module]
-    mend = f"run 'python tools/doctor.py' for the full list, or 'pip install --no-build-isolation \"{dist}>={low},<{high}\"'"
+    dist = MODULES[module]
+    wanted = requirements()[dist]
+    fix = f"run 'python tools/doctor.py' for the full list, or 'pip install --no-build-isolation \"{wanted}\"'"
     try:
         found = metadata.version(dist)
     except metadata.PackageNotFoundError:
-        other = _other_distribution(module, dist)
-        raise DependencyError(f'mmkerneldna needs {dist} (import name {module}), {other}: {mend}') from None
-    if not _release(low) <= _release(found) < _release(high):
-        raise DependencyError(f'mmkerneldna needs {dist}>={low},<{high}, found {found}: {mend}')
+        other = _other_distribution(module)
+        raise DependencyError(f'mmkerneldna needs {dist} (import name {module}), {other}: {fix}') from None
+    if not _fits(found, wanted):
+        raise DependencyError(f'mmkerneldna needs {wanted}, found {found}: {fix}')
     return found
 
 
-def _other_distribution(module: str, dist: str) -> str:
+def _fits(version: str, wanted: str) -> bool:
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        raise DependencyError("mmkerneldna needs packaging, which is not installed: run 'pip install packaging'") from None
+    return Requirement(wanted).specifier.contains(version, prereleases=True)
+
+
+def _other_distribution(module: str) -> str:
     names = metadata.packages_distributions().get(module, [])
     return f'found {", ".join(sorted(set(names)))} instead' if names else 'which is not installed'
 
@@ -52,9 +68,9 @@ def check_dependencies() -> None:
     Raises:
         DependencyError: for the first one that is wrong.
     """
-    for module in REQUIRED:
+    for module in MODULES:
         check_dependency(module)
-    for module in REQUIRED:
+    for module in MODULES:
         if module not in sys.modules:
             _import(module)
 

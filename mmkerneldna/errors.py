@@ -76,7 +76,7 @@ def _same_line(found: re.Match, text: str) -> str:
 _HINTS = [
     (r'''([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry''', KeyError, _unknown_type),
     (r'__init__\(\) (?:got an unexpected keyword|missing \d+ required)|got multiple values for', TypeError, _same_line),
-    (r'.+', (FileNotFoundError, NotADirectoryError, PermissionError), _same_line),
+    (r'.+', (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError), _same_line),
 ]
 
 

@@ -27,7 +27,8 @@ from mmengine.config import DictAction
 from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna import launch
-from mmkerneldna.launch.arguments import add_deploy_arguments, add_variant_argument, deploy_options, image_size
+from mmkerneldna.launch.arguments import (add_deploy_arguments, add_device_argument, add_variant_argument, deploy_options,
+                                          image_size, number)
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
 from mmkerneldna.measure.environment import describe, environment
@@ -46,21 +47,21 @@ def parse_args():
     parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='a file, or package::folder/name.py')
     add_variant_argument(parser, nargs='+', default=[None])
     parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
-    parser.add_argument('--batch', type=int, nargs='+', default=[1, 32])
+    parser.add_argument('--batch', type=number(1), nargs='+', default=[1, 32])
     parser.add_argument('--size', type=image_size, nargs='+', metavar='N|HxW', help='of the images; several go '
                         '(default: 224 for backbones, else what the first config states)')
     parser.add_argument('--proposals', type=int, metavar='N', help='two-stage detectors: as many proposals per image, and '
                         'the same second stage, in every model (default: what random weights find)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override every config')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_device_argument(parser)
     parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
                         help='autocast (bf16 if no type is named)')
     parser.add_argument('--channels-last', action='store_true')
     add_deploy_arguments(parser, 'time')
     parser.add_argument('--train-step', action='store_true', help='also time a whole training step')
-    parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
-    parser.add_argument('--warmup', type=int, default=5, help='rounds before them')
-    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--repeats', type=number(1), default=20, help='timed rounds')
+    parser.add_argument('--warmup', type=number(0), default=5, help='rounds before them')
+    parser.add_argument('--threads', type=number(1), help='CPU threads of torch')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark'))
     return parser.parse_args()
 
@@ -123,7 +124,6 @@ def title_of(args) -> str:
 
 
 def write_files(args, facts, rows, columns) -> None:
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     settings = dict(scope=args.scope, repeats=args.repeats, warmup=args.warmup, proposals=args.proposals,
                     cfg_options=args.cfg_options)
     write_json(args.out_dir / 'benchmark.json', dict(environment=facts, settings=settings, rows=rows))
@@ -143,6 +143,7 @@ def main():
         subjects, configs = read_subjects(args)
         check_proposals(args, [subject.name for subject in subjects], configs)
         workloads = read_workloads(args, configs[0])
+        launch.make_folder(args.out_dir, '--out-dir')
         columns = LEAD_COLUMNS + ((PROPOSALS, ) if args.proposals else ()) + COST_COLUMNS
         columns += TRAIN_COLUMNS if args.train_step else ()
         facts = environment(args.device)

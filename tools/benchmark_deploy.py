@@ -28,7 +28,7 @@ from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import run_parts
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import image_size
+from mmkerneldna.launch.arguments import add_device_argument, image_size, number
 from mmkerneldna.measure.clock import Sample, disturbance
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.latency import Failure, interleaved_samples
@@ -49,17 +49,17 @@ def parse_args():
     parser.add_argument('what', choices=['backbone', 'train', 'parts'])
     parser.add_argument('--depth', type=int, nargs='+', default=[50, 18])
     parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
-    parser.add_argument('--proposals', type=int, default=1000, help='per image, of Faster R-CNN end to end')
-    parser.add_argument('--batch', type=int, nargs='+', default=[1])
+    parser.add_argument('--proposals', type=number(1), default=1000, help='per image, of Faster R-CNN end to end')
+    parser.add_argument('--batch', type=number(1), nargs='+', default=[1])
     parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    add_device_argument(parser)
+    parser.add_argument('--threads', type=number(1), default=torch.get_num_threads())
     parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
-    parser.add_argument('--rounds', type=int, default=30)
+    parser.add_argument('--rounds', type=number(1), default=30)
     return parser.parse_args()
 
 

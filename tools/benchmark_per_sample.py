@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mmkerneldna.launch.arguments import device, number
 from mmkerneldna.layers.mixture import mixture_conv2d
 from mmkerneldna.layers.per_sample import PER_SAMPLE, select_per_sample
 from mmkerneldna.measure.latency import Failure, time_interleaved
@@ -27,11 +28,11 @@ SHAPES = [
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--batches', type=int, nargs='+', default=[2, 8, 32])
+    parser.add_argument('--batches', type=number(1), nargs='+', default=[2, 8, 32])
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies the side of every feature map')
-    parser.add_argument('--num-experts', type=int, default=4)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--num-experts', type=number(1), default=4)
+    parser.add_argument('--repeats', type=number(1), default=7)
+    parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--backward', action='store_true', help='time forward and backward')
     return parser.parse_args()

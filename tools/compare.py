@@ -13,12 +13,11 @@ import argparse
 import signal
 from pathlib import Path
 
-import torch
 from mmengine.config import DictAction
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 from mmkerneldna import launch
-from mmkerneldna.launch.arguments import image_size
+from mmkerneldna.launch.arguments import add_device_argument, image_size, number, seed
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import COST_COLUMNS, Benchmark, Subject, build_from_config
 from mmkerneldna.runs.comparison import Run, Variant, execute, parse_variant, recipe_of, variant_rows
@@ -39,15 +38,15 @@ def parse_args():
                         help='the base with changes, or NAME=CONFIG; may be given several times')
     parser.add_argument('--variants', nargs='+', default=[], choices=VARIANTS, metavar='NAME',
                         help=f'the base as variants of the table, the first to compare with: {", ".join(VARIANTS)}')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--seeds', type=seed, nargs='+', default=[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--deterministic', action='store_true', help='train with deterministic algorithms')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes to every variant')
     parser.add_argument('--size', type=image_size, metavar='N|HxW', help='for latency (default: what the base states)')
-    parser.add_argument('--batch', type=int, default=1, help='images per call for latency')
-    parser.add_argument('--repeats', type=int, default=20, help='timed rounds')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='for latency')
+    parser.add_argument('--batch', type=number(1), default=1, help='images per call for latency')
+    parser.add_argument('--repeats', type=number(1), default=20, help='timed rounds')
+    add_device_argument(parser, help='for latency')
     return parser.parse_args()
 
 
@@ -146,6 +145,7 @@ def main():
     try:
         with one_line_errors():
             variants = read_variants(args)
+            launch.make_folder(args.work_dir, '--work-dir')
             runs, configs = plan_runs(variants, args)
             rows = run_all(runs, args)
             costs = measure(variants, configs, runs, args)

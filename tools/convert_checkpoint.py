@@ -47,6 +47,8 @@ def main():
     with one_line_errors():
         if os.path.exists(args.target):
             raise CheckpointError(f'{args.target} exists; name a new file')
+        if not os.path.isdir(os.path.dirname(args.target) or '.'):
+            raise CheckpointError(f'folder {os.path.dirname(args.target)} does not exist; make it, or name a file elsewhere')
         held = read_checkpoint(args.source, unsafe=args.unsafe_checkpoint)
         try:
             converted = CONVERTERS[args.net](held)

@@ -1,7 +1,8 @@
-"""Check the installation; for each thing that is wrong print the command that mends it. Exit status 1 if anything is.
+"""Check the installation; for each thing that is wrong print the command that fixes it. Exit status 1 if anything is.
 
 Runs on a bare Python: nothing but the standard library is imported until it is known to be there.
 """
+import argparse
 import importlib
 import importlib.util
 import platform
@@ -19,14 +20,15 @@ CHECKOUT = (ROOT / 'pyproject.toml').is_file()
 ITSELF = f'-e {ROOT}' if CHECKOUT else '--force-reinstall mmkerneldna'
 INSTALL_SELF = f'{PIP} install --no-build-isolation --no-deps {ITSELF}'
 OTHERS = {'numpy': 'numpy', 'cv2': 'opencv-python-headless', 'matplotlib': 'matplotlib',
+          'packaging': 'packaging',
           'pycocotools': 'pycocotools', 'rich': 'rich', 'scipy': 'scipy'}
 
 
 class Finding(NamedTuple):
-    """One line of the report; ``mend`` is the command, '' where all is well."""
+    """One line of the report; ``fix`` is the command, '' where all is well."""
     what: str
     found: str
-    mend: str = ''
+    fix: str = ''
 
 
 def find_dependencies_file() -> Path:
@@ -53,8 +55,7 @@ def check_python() -> Finding:
 
 def install_command(module: str, dependencies) -> str:
     """What installs or repairs a required package."""
-    dist, low, high = dependencies.REQUIRED[module]
-    wanted = f"'{dist}>={low},<{high}'"
+    wanted = f"'{dependencies.requirements()[dependencies.MODULES[module]]}'"
     if module == 'torch':
         return f'{PIP} install {wanted}   (CPU only: add --index-url {CPU_INDEX})'
     if module == 'mmcv':
@@ -69,14 +70,14 @@ def reinstall_command(dist: str) -> str:
 
 def check_required(module: str, dependencies) -> Finding:
     """Version within range and importable."""
-    mend = install_command(module, dependencies)
+    fix = install_command(module, dependencies)
     try:
         version = dependencies.check_dependency(module)
         importlib.import_module(module)
     except dependencies.DependencyError as error:
-        return Finding(module, str(error).split(': run ')[0], mend)
+        return Finding(module, str(error).split(': run ')[0], fix)
     except Exception as error:  # a broken package can raise anything
-        return Finding(module, f'does not import: {_first_line(error)}', mend)
+        return Finding(module, f'does not import: {_first_line(error)}', fix)
     return Finding(module, version)
 
 
@@ -108,9 +109,9 @@ def check_cuda(dependencies) -> List[Finding]:
     findings = [Finding('nvcc', nvcc or 'none (needed only to compile mmcv for a GPU)')]
     if not torch.cuda.is_available():
         driver = shutil.which('nvidia-smi')
-        mend = "make setup TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130'" if driver else ''
+        fix = "make setup TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130'" if driver else ''
         state = 'nvidia-smi is there, but torch sees no GPU' if driver else 'no GPU: everything runs on the CPU'
-        return findings + [Finding('CUDA', f'{state} (torch built for CUDA {torch.version.cuda or "none"})', mend)]
+        return findings + [Finding('CUDA', f'{state} (torch built for CUDA {torch.version.cuda or "none"})', fix)]
     findings.append(Finding('CUDA', f'{torch.version.cuda}, {torch.cuda.get_device_name()}'))
     return findings + [check_mmcv_cuda(dependencies)]
 
@@ -124,11 +125,11 @@ def check_mmcv_cuda(dependencies) -> Finding:
     return Finding('mmcv CUDA ops', compiled, '' if good else f'FORCE_CUDA=1 {install_command("mmcv", dependencies)}')
 
 
-def check_config_scope(scope: str, mend: str) -> Finding:
+def check_config_scope(scope: str, fix: str) -> Finding:
     """Whether configs named ``scope::...`` are found."""
     spec = importlib.util.find_spec(scope)
     found = spec is not None and (Path(spec.origin).parent / '.mim' / 'configs').is_dir()
-    return Finding(f'{scope}:: configs', 'found' if found else 'not found', '' if found else mend)
+    return Finding(f'{scope}:: configs', 'found' if found else 'not found', '' if found else fix)
 
 
 def check_import() -> Finding:
@@ -144,13 +145,13 @@ def examine() -> List[Finding]:
     """All findings; what builds on a broken part is left out."""
     dependencies = load_dependencies()
     findings = [check_python()]
-    findings += [check_required(module, dependencies) for module in dependencies.REQUIRED]
+    findings += [check_required(module, dependencies) for module in dependencies.MODULES]
     findings += [check_other(module, dist) for module, dist in OTHERS.items()]
-    wrong = {finding.what for finding in findings if finding.mend}
+    wrong = {finding.what for finding in findings if finding.fix}
     if 'torch' not in wrong:
         findings += check_cuda(dependencies)
         findings += [] if 'mmcv' in wrong else [check_mmcv_ops(dependencies)]
-    findings += [check_config_scope(scope, reinstall_command(dependencies.REQUIRED[scope][0]))
+    findings += [check_config_scope(scope, reinstall_command(dependencies.MODULES[scope]))
                  for scope in ('mmdet', 'mmseg') if scope not in wrong]
     return findings + [check_config_scope('mmkerneldna', INSTALL_SELF)] + ([] if wrong else [check_import()])
 
@@ -174,23 +175,24 @@ def show(findings: List[Finding]) -> None:
         from rich.table import Table
     except ImportError:
         for finding in findings:
-            print(f'{"WRONG" if finding.mend else "ok":6} {finding.what:20} {finding.found}')
+            print(f'{"WRONG" if finding.fix else "ok":6} {finding.what:20} {finding.found}')
         return
     table = Table('', 'part', 'found', title='mmkerneldna: installation')
     for finding in findings:
-        table.add_row('[red]wrong[/]' if finding.mend else '[green]ok[/]', finding.what, finding.found)
+        table.add_row('[red]wrong[/]' if finding.fix else '[green]ok[/]', finding.what, finding.found)
     Console().print(table)
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__.split('\n')[0]).parse_args()
     if CHECKOUT:
         sys.path.insert(0, str(ROOT))
     findings = examine()
     show(findings)
-    wrong = [finding for finding in findings if finding.mend]
+    wrong = [finding for finding in findings if finding.fix]
     for finding in wrong:
-        print(f'to mend {finding.what}:\n    {finding.mend}')
-    print('all is well' if not wrong else f'{len(wrong)} to mend; or everything anew: make clean setup')
+        print(f'to fix {finding.what}:\n    {finding.fix}')
+    print('all is well' if not wrong else f'{len(wrong)} to fix; or everything anew: make clean setup')
     return int(bool(wrong))
 
 

@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.launch import make_folder
 from mmkerneldna.runs.report import make_report, terminal_columns, write_report
-from mmkerneldna.runs.results import NoRunsError, collect_run, find_runs, group_rows
+from mmkerneldna.runs.results import collect_run, find_runs, group_rows
 from mmkerneldna.measure.tables import rich_table, wide_console
 
 
@@ -29,12 +30,8 @@ def collect(roots):
     rows = []
     for root in roots:
         if not root.is_dir():
-            raise UsageError(f'work_dir {root} does not exist')
-        try:
-            runs = find_runs(root)
-        except NoRunsError as error:
-            raise UsageError(str(error)) from None
-        rows += [collect_run(run, root.name if run == root else str(run.relative_to(root))) for run in runs]
+            raise UsageError(f'work_dir {root} {"is a file" if root.exists() else "does not exist"}: name the folder of a run')
+        rows += [collect_run(run, root.name if run == root else str(run.relative_to(root))) for run in find_runs(root)]
     unique = {row['work_dir']: row for row in rows}
     names = [row['name'] for row in unique.values()]
     return [{**row, 'name': row['work_dir']} if names.count(row['name']) > 1 else row for row in unique.values()]
@@ -45,6 +42,7 @@ def main():
     console = wide_console()
     with one_line_errors():
         rows = collect(args.work_dirs)
+        make_folder(args.out_dir, '--out-dir')
         if args.seeds:
             rows = group_rows(rows, lambda row: row['config'] or row['name'])
         report = make_report(rows, args.title, _facts(rows))

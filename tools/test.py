@@ -7,9 +7,10 @@ from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import predictions
-from mmkerneldna.launch.arguments import add_deploy_arguments, deploy_options, parse_run_arguments
+from mmkerneldna.launch.arguments import add_deploy_arguments, deploy_options, number, parse_run_arguments
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
+from mmkerneldna.launch.settings import check_settings
 from mmkerneldna.errors import one_line_errors
 
 
@@ -21,7 +22,7 @@ def parse_args():
     parser.add_argument('--out', help='keep the predictions: a .pkl file (detection) or a folder (segmentation)')
     parser.add_argument('--show', action='store_true', help='show predictions')
     parser.add_argument('--show-dir', help='folder for painted predictions')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds per image of --show')
+    parser.add_argument('--wait-time', type=number(0, whole=False), default=2, help='seconds per image of --show')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_deploy_arguments(parser, 'score and time')
     return parse_run_arguments(parser)
@@ -31,6 +32,7 @@ def prepare_config(args):
     """The config as the Runner gets it."""
     options = deploy_options(args)
     cfg = launch.load_config(args.config, args.cfg_options, args.launcher, args.variant)
+    check_settings(cfg, needed=('test_dataloader.dataset', 'test_cfg', 'test_evaluator'))
     launch.set_work_dir(cfg, args.config, args.work_dir)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
@@ -54,7 +56,9 @@ def main():
         install_safe_loading(args.unsafe_checkpoint)
         cfg = prepare_config(args)
         check_data(cfg, splits=('test', ), on_corrupt=args.corrupt_images)
-        launch.build_runner(cfg, output).test()
+        runner = launch.build_runner(cfg, output)
+        launch.build_loops(runner, 'test')
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -8,8 +8,9 @@ from mmkerneldna.datasets import check_data
 from mmkerneldna import launch
 from mmkerneldna.launch import preflight
 from mmkerneldna.launch.repeatable import make_repeatable
-from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments
+from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments, seed
 from mmkerneldna.launch.schedules import check_schedules
+from mmkerneldna.launch.settings import check_settings
 from mmkerneldna.launch.shorten import scale_schedule
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
@@ -25,7 +26,7 @@ def parse_args():
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the real batch size')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from this checkpoint, or from the newest whole one in the work dir')
-    parser.add_argument('--seed', type=int, help='seed of the run')
+    parser.add_argument('--seed', type=seed, help='seed of the run')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms (slower on a GPU)')
     parser.add_argument('--allow-partial-load', action='store_true',
                         help='load_from a checkpoint of another head or backbone as far as it fits')
@@ -36,6 +37,7 @@ def parse_args():
 def prepare_config(args):
     """The config as the Runner gets it."""
     cfg = launch.load_config(args.config, args.cfg_options, args.launcher, args.variant)
+    check_settings(cfg, needed=('train_dataloader.dataset', 'train_dataloader.sampler', 'train_cfg', 'optim_wrapper.optimizer'))
     scale_schedule(cfg, args.max_epochs, args.max_iters)
     launch.set_work_dir(cfg, args.config, args.work_dir)
     launch.set_seed(cfg, args.seed, args.deterministic)
@@ -63,6 +65,7 @@ def main():
         check_schedules(cfg)
         runner = launch.build_runner(cfg, output)
         check_paramwise(runner.model, cfg.optim_wrapper)
+        launch.build_loops(runner, 'train', 'val')
         check_schedules(cfg, runner)
         runner.train()
 

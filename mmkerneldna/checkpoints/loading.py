@@ -40,7 +40,7 @@ def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict
     """
     path = os.path.expanduser(str(path))
     if not os.path.isfile(path):
-        raise CheckpointError(f'checkpoint {path} does not exist')
+        raise CheckpointError(f'checkpoint {path} {"is a folder, name a file in it" if os.path.isdir(path) else "does not exist"}')
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             held = torch.load(path, map_location=map_location, weights_only=not unsafe)

@@ -75,14 +75,14 @@ def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str
     dataset = _build_lazily(leaf, where)
     _check_generated(dataset, where)
     if isinstance(dataset, CocoDataset):
-        faults, write_without = check_coco(dataset, where), _write_coco_without
+        faults, write_without = check_coco(dataset, where, leaf.get('pipeline') or ()), _write_coco_without
     elif isinstance(dataset, BaseSegDataset):
         faults, write_without = check_masks(dataset, where), _write_list_without
     else:
         print_log(f'{where}: no data check for {type(dataset).__name__}', logger='current')
         return []
     if faults and on_corrupt == 'fatal':
-        raise DataError(f'{where}: {len(faults)} images cannot be used: {_described(faults)}. Mend or remove them, or '
+        raise DataError(f'{where}: {len(faults)} images cannot be used: {_described(faults)}. Fix or remove them, or '
                         'leave them out with --corrupt-images skip')
     if faults:
         print_log(f'{where}: leaving out {len(faults)} images: {_described(faults)}', logger='current')

@@ -1,14 +1,16 @@
 """Checks of COCO-style detection data: the files, the categories against the config's classes, the images."""
 import difflib
 import json
+import logging
 import os.path as osp
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from mmengine import fileio
 from mmengine.logging import print_log
 
 from ..errors import DataError
-from .image_checks import faulty_images, listing, spread
+from .annotation_checks import check_annotations, check_entries
+from .image_checks import check_inside, listing, read_images, spread
 
 
 def load_coco(path: str, where: str, backend_args=None) -> dict:
@@ -22,7 +24,9 @@ def load_coco(path: str, where: str, backend_args=None) -> dict:
                         'JSON of this split')
     try:
         coco = json.loads(fileio.get_text(path, backend_args=backend_args))
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f'{where}: annotation file {path} cannot be read ({error.strerror or error})') from None
+    except (RecursionError, ValueError) as error:
         raise DataError(f'{where}: annotation file {path} is not JSON ({error}); restore or rewrite it') from None
     keys = ('images', 'annotations', 'categories')
     missing = [key for key in keys if not isinstance(coco, dict) or key not in coco]
@@ -53,6 +57,11 @@ def check_categories(names: Sequence[str], classes: Sequence[str], where: str, p
     if unused:
         print_log(f'{where}: {len(unused)} categories of {path} are not trained, the config does not name them: '
                   f'{listing(unused)}', logger='current')
+    numbered = [name for name in names if name in classes]
+    if numbered != list(classes):
+        print_log(f'{where}: mmdet numbers the classes as {path} lists them ({listing(numbered)}), the config lists '
+                  f'{listing(classes)}: scores are right, names under drawn boxes are not; take the order of the file',
+                  logger='current', level=logging.WARNING)
 
 
 def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> List[str]:
@@ -64,27 +73,48 @@ def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> List[str]:
     return described
 
 
-def check_coco(dataset, where: str) -> Dict[str, str]:
+def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> Dict[str, str]:
     """Check one ``CocoDataset``, built lazily.
 
+    Args:
+        dataset: the data set.
+        where: the split, for messages.
+        pipeline: its transforms as the config states them; they say whether masks are trained.
+
     Returns:
-        ``{image path: fault}`` of images that are missing or do not decode.
+        ``{image path: fault}`` of images that are missing, do not decode or have another size than stated.
 
     Raises:
         DataError: anything else that is wrong.
     """
     coco = load_coco(dataset.ann_file, where, dataset.backend_args)
+    check_entries(coco, where, dataset.ann_file)
     names = [category['name'] for category in coco['categories']]
     check_categories(names, dataset.metainfo['classes'], where, dataset.ann_file)
     if not coco['images'] or not coco['annotations']:
         raise DataError(f'{where}: {dataset.ann_file} holds {len(coco["images"])} images and '
                         f'{len(coco["annotations"])} annotations; expected at least one of each')
+    with_mask = any(step.get('with_mask') for step in pipeline if isinstance(step, dict))
+    check_annotations(coco, where, dataset.ann_file, with_mask)
+    return _image_faults(dataset, coco['images'], where)
+
+
+def _image_faults(dataset, images: List[dict], where: str) -> Dict[str, str]:
     folder = dataset.data_prefix['img']
     if not fileio.isdir(folder, backend_args=dataset.backend_args):
         raise DataError(f"{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) "
-                        f'to the folder of the {len(coco["images"])} images that {dataset.ann_file} names')
-    paths = [osp.join(folder, image['file_name']) for image in coco['images']]
-    return faulty_images(spread(paths, f'images of {where}'), dataset.backend_args)
+                        f'to the folder of the {len(images)} images that {dataset.ann_file} names')
+    stated = {osp.join(folder, image['file_name']): (image['width'], image['height']) for image in images}
+    check_inside(stated, (folder, dataset.data_root), where, dataset.ann_file)
+    paths = spread(list(stated), f'images of {where}')
+    readings = zip(paths, read_images(paths, dataset.backend_args))
+    return {path: fault for path, reading in readings if (fault := reading.fault or _size_fault(reading.size, stated[path]))}
+
+
+def _size_fault(found: Tuple[int, int], stated: Tuple[int, int]) -> Optional[str]:
+    """Boxes belong to the stated size. A quarter turn passes: some tools state the size before it, some after."""
+    return None if sorted(found) == sorted(stated) else \
+        f'{found[0]}x{found[1]} pixels large, not {stated[0]}x{stated[1]} as its annotations say'
 
 
 def drop_images(coco: dict, folder: str, paths: Sequence[str]) -> dict:

@@ -1,7 +1,9 @@
-"""Find images that are missing or do not decode, and lists of files long enough to be checked in part."""
+"""Read images to find the bad ones, and take part of lists that are too long to be read whole."""
 import io
+import os.path as osp
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, List, Optional, Sequence, TypeVar
+from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import cv2
 import numpy as np
@@ -9,9 +11,12 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image
 
+from ..errors import DataError
+
 Item = TypeVar('Item')
 SCAN_LIMIT = 2000  # files read per data set: all of a small one in seconds, a fair part of COCO in a minute
 _THREADS = 4  # the decoders release the GIL
+_ORIENTATION = 0x0112  # EXIF; from 5 on the image is turned by a quarter
 
 
 def spread(items: Sequence[Item], what: str, limit: Optional[int] = None) -> List[Item]:
@@ -23,8 +28,14 @@ def spread(items: Sequence[Item], what: str, limit: Optional[int] = None) -> Lis
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
-def image_fault(path: str, backend_args: Optional[dict] = None) -> Optional[str]:
-    """Say what is wrong with an image, or None.
+class Reading(NamedTuple):
+    """What reading an image gave: what is wrong with it, or its (width, height) in pixels, upright as training sees it."""
+    fault: Optional[str]
+    size: Optional[Tuple[int, int]] = None
+
+
+def read_image(path: str, backend_args: Optional[dict] = None) -> Reading:
+    """Read an image completely.
 
     Pillow decides first because it refuses a truncated JPEG, which OpenCV fills with grey and returns; what Pillow
     does not know (some TIFF and EXR files) is fine when OpenCV reads it.
@@ -32,30 +43,65 @@ def image_fault(path: str, backend_args: Optional[dict] = None) -> Optional[str]
     try:
         content = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
-        return 'missing'
+        return Reading('missing')
     except OSError as error:
-        return f'unreadable ({error})'
+        return Reading(f'unreadable ({error.strerror or error})')
     if not content:
-        return 'an empty file'
+        return Reading('an empty file')
     try:
-        Image.open(io.BytesIO(content)).load()
-        return None
+        return Reading(None, _pillow_size(content))
     except Image.UnidentifiedImageError:
-        known = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is not None
-        return None if known else 'not an image'
+        size = _opencv_size(content)
+        return Reading(None if size else 'not an image', size)
+    except Image.DecompressionBombError as error:
+        return Reading(f'too large ({error})')
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's name for a broken PNG
-        return f'corrupt ({error})'
+        return Reading(f'corrupt ({error})')
 
 
-def faulty_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> Dict[str, str]:
-    """Read every path.
+def _pillow_size(content: bytes) -> Tuple[int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # large, and still read
+        image = Image.open(io.BytesIO(content))
+    image.load()
+    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    return image.size[::-1] if turned else image.size
 
-    Returns:
-        ``{path: fault}`` of the bad ones, in the order of ``paths``.
-    """
+
+def _opencv_size(content: bytes) -> Optional[Tuple[int, int]]:
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # no side, or more pixels than OpenCV takes
+        return None
+    return None if image is None else image.shape[1::-1]
+
+
+def read_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> List[Reading]:
+    """Read every path, in their order."""
+    return in_threads(lambda path: read_image(path, backend_args), paths)
+
+
+def in_threads(function: Callable, items: Iterable) -> list:
+    """Results of ``function`` for all items, in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        faults = pool.map(lambda path: image_fault(path, backend_args), paths)
-        return {path: fault for path, fault in zip(paths, faults) if fault}
+        return list(pool.map(function, items))
+
+
+def check_inside(paths: Sequence[str], roots: Sequence[str], where: str, stated_in: str) -> None:
+    """Refuse paths that lead out of a data set by ``..`` or a leading slash.
+
+    Raises:
+        DataError: names the first ones.
+    """
+    roots = [osp.normpath(root) for root in roots if root]
+    outside = [path for path in paths if not any(_is_below(osp.normpath(path), root) for root in roots)]
+    if outside:
+        raise DataError(f'{where}: {len(outside)} file names in {stated_in} leave the data set, {" and ".join(roots)}: '
+                        f'{listing(outside, 3)}; write them relative to the image folder')
+
+
+def _is_below(path: str, root: str) -> bool:
+    return root == '.' and not path.startswith(('..', '/')) or path.startswith(root.rstrip('/') + '/')
 
 
 def listing(names: Sequence[str], limit: int = 8) -> str:

@@ -1,6 +1,5 @@
 """Checks of segmentation data in folders of images and masks: the files, the labels against the classes."""
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Dict, List, Optional
 
@@ -9,7 +8,7 @@ import numpy as np
 from mmengine import fileio
 
 from ..errors import DataError
-from .image_checks import _THREADS, faulty_images, image_fault, listing, spread
+from .image_checks import Reading, check_inside, in_threads, listing, read_image, read_images, spread
 
 
 def check_masks(dataset, where: str) -> Dict[str, str]:
@@ -22,11 +21,14 @@ def check_masks(dataset, where: str) -> Dict[str, str]:
         DataError: anything else that is wrong.
     """
     items = _data_list(dataset, where)
+    check_inside([item['img_path'] for item in items], (dataset.data_prefix['img_path'], dataset.data_root), where,
+                 dataset.ann_file)
     items = spread(items, f'images of {where}')
-    faults = faulty_images([item['img_path'] for item in items], dataset.backend_args)
+    images = read_images([item['img_path'] for item in items], dataset.backend_args)
+    faults = {item['img_path']: image.fault for item, image in zip(items, images) if image.fault}
     if 'seg_map_path' not in items[0]:
         return faults
-    return {**faults, **_check_labels(dataset, items, where)}
+    return {**_check_labels(dataset, items, images, where), **faults}
 
 
 def _data_list(dataset, where: str) -> List[dict]:
@@ -38,7 +40,11 @@ def _data_list(dataset, where: str) -> List[dict]:
     if dataset.ann_file and not fileio.exists(dataset.ann_file, backend_args=dataset.backend_args):
         raise DataError(f'{where}: annotation file {dataset.ann_file} does not exist; set ann_file (and data_root) to '
                         'the list of image names, or leave it out to use the whole folder')
+    if dataset.ann_file and fileio.isdir(dataset.ann_file, backend_args=dataset.backend_args):
+        raise DataError(f'{where}: ann_file {dataset.ann_file} is a folder, expected a list of image names, one a line')
     items = dataset.load_data_list()
+    if not items and dataset.ann_file:
+        raise DataError(f'{where}: the list {dataset.ann_file} names no image; write one name a line, without ending')
     if not items:
         raise DataError(f"{where}: no image whose name ends in '{dataset.img_suffix}' in "
                         f'{dataset.data_prefix["img_path"]}; there are files ending in {_endings(dataset)}: set '
@@ -70,24 +76,25 @@ def mask_labels(dataset, path: str) -> Optional[np.ndarray]:
     return np.unique([mapped.get(label, label) for label in labels.tolist()])
 
 
-def _check_labels(dataset, items: List[dict], where: str) -> Dict[str, str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = list(pool.map(lambda item: _mask_result(dataset, item['seg_map_path']), items))
-    wrong = {item['seg_map_path']: labels for item, (fault, labels) in zip(items, results) if not fault and len(labels)}
+def _check_labels(dataset, items: List[dict], images: List[Reading], where: str) -> Dict[str, str]:
+    results = in_threads(lambda pair: _mask_result(dataset, pair[0]['seg_map_path'], pair[1]), zip(items, images))
+    wrong = {item['seg_map_path']: labels for item, (_, labels) in zip(items, results) if len(labels)}
     if wrong:
         raise DataError(_labels_message(dataset, wrong, len(items), where))
     return {item['img_path']: f'its mask {item["seg_map_path"]} is {fault}'
             for item, (fault, _) in zip(items, results) if fault}
 
 
-def _mask_result(dataset, path: str):
-    fault = image_fault(path, dataset.backend_args)
-    if fault:
-        return fault, ()
+def _mask_result(dataset, path: str, image: Reading):
+    mask = read_image(path, dataset.backend_args)
+    if mask.fault:
+        return mask.fault, ()
     labels = mask_labels(dataset, path)
     if labels is None:
         return 'a colour image (expected one channel of labels)', ()
-    return None, labels[(labels >= len(dataset.metainfo['classes'])) & (labels != dataset.ignore_index)]
+    fault = None if image.size in (None, mask.size) else \
+        '{}x{} pixels large, the image {}x{}'.format(*mask.size, *image.size)
+    return fault, labels[(labels >= len(dataset.metainfo['classes'])) & (labels != dataset.ignore_index)]
 
 
 def _labels_message(dataset, wrong: Dict[str, np.ndarray], count: int, where: str) -> str:

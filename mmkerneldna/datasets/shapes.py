@@ -103,25 +103,33 @@ def generate_shapes(root: Union[str, Path],
 
 
 def _check_identical(root: Path, spec: ShapesSpec) -> None:
-    mend = 'name another folder, or remove this one to generate it anew'
+    fix = 'name another folder, or remove this one to generate it anew'
     manifest_path = root / _MANIFEST
     if not manifest_path.is_file():
-        raise DataError(f'{root} exists and holds no generated shapes set (no {_MANIFEST} in it): {mend}')
-    found = json.loads(manifest_path.read_text())
+        raise DataError(f'{root} exists and holds no generated shapes set (no {_MANIFEST} in it): {fix}')
+    try:
+        found = json.loads(manifest_path.read_text())
+        digests = {split: found['digests'][split] for split in SPLITS}
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f'{root} is damaged: {_MANIFEST} in it is not what was generated; {fix}') from None
     wanted = dict(asdict(spec), version=_VERSION)
     have = dict(found.get('spec', {}), version=found.get('version'))
     differing = [f'{key} {have.get(key)} (asked for {wanted[key]})' for key in wanted if have.get(key) != wanted[key]]
     if differing:
-        raise DataError(f'{root} holds another shapes set: {", ".join(differing)}; {mend}')
+        raise DataError(f'{root} holds another shapes set: {", ".join(differing)}; {fix}')
     for split in SPLITS:
-        if split_digest(root, split) != found['digests'][split]:
+        if not _annotations(root, split).is_file() or split_digest(root, split) != digests[split]:
             raise DataError(f'{root} is damaged: the {split} annotations or their number of images are not what was '
-                            f'generated; {mend}')
+                            f'generated; {fix}')
+
+
+def _annotations(root: Path, split: str) -> Path:
+    return root / f'annotations/instances_{split}.json'
 
 
 def split_digest(root: Path, split: str) -> str:
     """SHA-256 over a split's JSON, masks and image names (not image bytes: JPEG encoders differ between builds)."""
-    digest = hashlib.sha256((root / f'annotations/instances_{split}.json').read_bytes())
+    digest = hashlib.sha256(_annotations(root, split).read_bytes())
     for mask in sorted((root / 'annotations' / split).glob('*.png')):
         digest.update(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED).tobytes())
     for image in sorted((root / 'images' / split).glob('*.jpg')):
@@ -142,7 +150,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec, track: Callable) -> s
         rng = np.random.RandomState([spec.seed, SPLITS.index(split), index])
         height, width = rng.randint(spec.min_side, spec.max_side + 1, 2)
         _write_image(root, split, index, draw_scene(rng, height, width, case), coco)
-    path = root / f'annotations/instances_{split}.json'
+    path = _annotations(root, split)
     path.write_text(json.dumps(coco, sort_keys=True, separators=(',', ':')))
     return split_digest(root, split)
 
@@ -186,7 +194,7 @@ def describe_shapes(root: Union[str, Path]) -> Dict[str, Dict[str, int]]:
     """
     summary = {}
     for split in SPLITS:
-        coco = json.loads((Path(root) / f'annotations/instances_{split}.json').read_text())
+        coco = json.loads(_annotations(Path(root), split).read_text())
         cases = Counter(image['case'] for image in coco['images'])
         summary[split] = dict(images=len(coco['images']), objects=len(coco['annotations']),
                               **{case: cases[case] for case in CASES[1:]})

@@ -1,13 +1,53 @@
 """Command-line flags that several tools share."""
 import argparse
+import math
 import os
-from typing import Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
+import torch
 from mmengine.config import DictAction
 
 from ..errors import UsageError
 from ..measure.input_size import parse_size
 from ..variants import VARIANTS
+from .settings import SEED, Number
+
+
+def number(low: float, high: float = math.inf, whole: bool = True) -> Callable[[str], float]:
+    """A type for argparse: numbers from ``low`` to ``high``."""
+    return _as_type(Number(low, high, whole))
+
+
+def _as_type(wanted: Number) -> Callable[[str], float]:
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if wanted.whole else float(text)
+        except ValueError:
+            value = None
+        if value is None or not wanted.accepts(value):
+            raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
+        return value
+
+    return parse
+
+
+seed = _as_type(SEED)
+
+
+def device(text: str) -> str:
+    """A type for argparse: a device that torch has here."""
+    try:
+        torch.zeros(1, device=text).item()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].split('. ')[0]
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be used here ({reason})') from None
+    return text
+
+
+def add_device_argument(parser: argparse.ArgumentParser, **kwargs) -> None:
+    """``--device``, by default the GPU where there is one."""
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu', **kwargs)
 
 
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:

@@ -3,8 +3,9 @@ import difflib
 import os
 import tempfile
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,9 @@ from ..errors import UsageError, explain
 from .preflight import check_optimizer_type
 from .quiet import QuietOutput
 from .variant import add_layer_hooks, inside_swap, use_variant
+from .settings import check_parts
+
+PathLike = Union[str, os.PathLike]
 
 
 def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none', variant: Optional[str] = None) -> Config:
@@ -34,21 +38,35 @@ def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none
     Raises:
         UsageError: there is no such file, it can't be parsed, needs a package that is missing, or can't be this variant.
     """
-    if '::' not in name and not os.path.isfile(name):
-        raise UsageError(f'config {name} does not exist{_near_files(name)}')
-    try:
-        cfg = get_config(name) if '::' in name else Config.fromfile(name)
-    except (SyntaxError, FileNotFoundError, ImportError) as error:
-        raise UsageError(f'config {name}: {" ".join(str(error).split())}') from error
+    cfg = _read(name)
     cfg.launcher = launcher
     options = dict(options or {})
     if 'data_root' in options:  # paths were joined with it while the config was read
-        override_data_root(cfg, options.pop('data_root'))
+        override_data_root(cfg, str(options.pop('data_root')))
     if 'model' not in cfg:
         raise UsageError(f'config {name} has no model: it is a base, name one of the configs built on it')
+    check_parts(cfg)
     use_variant(cfg, variant)
-    cfg.merge_from_dict(inside_swap(options, cfg))
+    try:
+        cfg.merge_from_dict(inside_swap(options, cfg))
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(f'--cfg-options {" ".join(map(str, options))}: {_one_line(error)}') from error
+    check_parts(cfg)
     return cfg
+
+
+def _read(name: str) -> Config:
+    if '::' not in name and not os.path.isfile(name):
+        fault = 'is a folder, name a file in it' if os.path.isdir(name) else f'does not exist{_near_files(name)}'
+        raise UsageError(f'config {name} {fault}')
+    try:
+        return get_config(name) if '::' in name else Config.fromfile(name)
+    except Exception as error:  # a config is the user's own program: it can raise anything
+        raise UsageError(f'config {name} cannot be read: {_one_line(error)}') from error
+
+
+def _one_line(error: BaseException) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _near_files(name: str) -> str:
@@ -66,12 +84,20 @@ def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
     """
     run_name = '_'.join(filter(None, (Path(name.split('::')[-1]).stem, cfg.get('variant'))))
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', run_name)
+    make_folder(cfg.work_dir, '--work-dir')
+
+
+def make_folder(path: PathLike, flag: str) -> None:
+    """Create a folder for results, and make sure that it can be written, before anything slow.
+
+    Raises:
+        UsageError: it can't; names ``flag``, by which the user names another.
+    """
     try:
-        os.makedirs(cfg.work_dir, exist_ok=True)
-        tempfile.TemporaryFile(dir=cfg.work_dir).close()
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UsageError(f'work_dir {cfg.work_dir} is not writable ({error.strerror}); '
-                         'name another by --work-dir') from error
+        raise UsageError(f'folder {path} is not writable ({error.strerror}); name another by {flag}') from error
 
 
 def unsync_batch_norm(cfg: Config) -> None:
@@ -185,19 +211,37 @@ def build_runner(cfg: Config, output: Optional[QuietOutput] = None) -> Runner:
         UsageError: a constructor refuses what the config says; the traceback goes to ``<work_dir>/error.txt``.
     """
     join_cpu_processes(cfg)
-    try:
+    with _refused_in_a_line(cfg):
         check_optimizer_type(cfg)
         kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
         runner = (output.runner_class(kind) if output else kind).from_cfg(cfg)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        if explain(error) is not None:
-            raise
-        path = Path(cfg.work_dir, 'error.txt')
-        path.write_text(traceback.format_exc())
-        raise UsageError(f'the config cannot be built: {type(error).__name__}: {" ".join(str(error).split())} '
-                         f'(traceback in {path})') from error
     if output:
         output.watch(runner)
     if 'train_dataloader' in cfg:
         add_layer_hooks(runner)
     return runner
+
+
+def build_loops(runner: Runner, *splits: str) -> None:
+    """Build the loops with their data, for ``'train'`` the optimizer too, which the Runner leaves until it starts.
+
+    Raises:
+        UsageError: as for :func:`build_runner`.
+    """
+    with _refused_in_a_line(runner.cfg):
+        for split in splits:
+            getattr(runner, f'{split}_loop')
+        if 'train' in splits:
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+
+
+@contextmanager
+def _refused_in_a_line(cfg: Config) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # constructors of many packages
+        if explain(error) is not None:
+            raise
+        path = Path(cfg.work_dir, 'error.txt')
+        path.write_text(traceback.format_exc())
+        raise UsageError(f'the config cannot be built: {_one_line(error)} (traceback in {path})') from error

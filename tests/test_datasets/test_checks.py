@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmkerneldna.datasets import DataError, ShapesSpec, check_data, generate_shapes, override_data_root
 from mmkerneldna.datasets import image_checks
-from mmkerneldna.datasets.image_checks import image_fault, listing, spread
+from mmkerneldna.datasets.image_checks import listing, read_image, spread
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DET_JSON = 'annotations/instances_training.json'
@@ -250,10 +250,10 @@ def test_unknown_choice_and_absent_split(root):
     assert check_data(Config(dict(default_scope='mmdet'))) == []
 
 
-def test_image_fault_reads_what_opencv_reads_and_pillow_does_not(tmp_path):
+def test_reads_what_opencv_reads_and_pillow_does_not(tmp_path):
     path = tmp_path / 'float.tiff'
-    assert cv2.imwrite(str(path), np.random.rand(8, 8, 3).astype(np.float32))
-    assert image_fault(str(path)) is None
+    assert cv2.imwrite(str(path), np.random.rand(8, 5, 3).astype(np.float32))
+    assert read_image(str(path)) == (None, (5, 8))
 
 
 def test_listing_and_spread():

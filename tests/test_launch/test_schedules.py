@@ -45,7 +45,7 @@ def runner_of(tmp_path, monkeypatch):
 
 def scheduled(schedulers, length):
     kind = 'IterBasedTrainLoop' if 'max_iters' in length else 'EpochBasedTrainLoop'
-    return Config(dict(train_cfg=dict(type=kind, **length), param_scheduler=schedulers))
+    return Config(dict(default_scope='mmdet', train_cfg=dict(type=kind, **length), param_scheduler=schedulers))
 
 
 def mmengine_trains(runner):
@@ -140,19 +140,23 @@ def test_whole_bounds_are_judged_before_a_runner_exists(length):
 
 @pytest.mark.parametrize('schedulers, length, words', [
     ([dict(type='LinearLR', begin=0, end=3), dict(type='PolyLR', begin=40, end=40, by_epoch=False)], dict(max_iters=50),
-     r'^param_scheduler\.1 \(PolyLR\): .*begin=40, end=40.*max_iters=50; set param_scheduler\.1\.end above 40, '
-     r'e\.g\. param_scheduler\.1\.end=50,'),
+     r'^param_scheduler\.1 \(PolyLR\) with begin=40, end=40 in a run of max_iters=50: .*; set param_scheduler\.1\.end '
+     r'above 40$'),
     (dict(type='PolyLR', begin=40, by_epoch=False), dict(max_iters=20),
-     r'^param_scheduler \(PolyLR\): .*begin=40, end=20 \(that of the run.*max_iters=20; set param_scheduler\.end above '
-     r'40, or a lower param_scheduler\.begin$'),
+     r'^param_scheduler \(PolyLR\) .*begin=40, end=20 \(that of the run.*max_iters=20: .*; set param_scheduler\.end above '
+     r'40$'),
     ([dict(type='MultiStepLR', milestones=[8], begin=2)], dict(max_iters=20),
-     r'covers no epoch: begin=2, end=1 .*max_iters=20; set param_scheduler\.0\.end above 2, or '
-     r'param_scheduler\.0\.by_epoch=False'),
+     r'begin=2, end=1 .*max_iters=20: .*; set param_scheduler\.0\.end above 2, or param_scheduler\.0\.by_epoch=False'),
     (dict(generator=[dict(type='PolyLR', begin=3, end=3)], critic=dict(type='PolyLR')), dict(max_epochs=9),
-     r'^param_scheduler\.generator\.0 .*max_epochs=9; .*param_scheduler\.generator\.0\.end=9'),
+     r'^param_scheduler\.generator\.0 .*max_epochs=9: .*param_scheduler\.generator\.0\.end'),
     ([dict(type='OneCycleLR', eta_max=1, total_steps=10, by_epoch=False)], dict(max_iters=20),
-     r'total_steps=10 .*end=20.*max_iters=20; set param_scheduler\.0\.total_steps=19 or more$'),
-    ([dict(type='LinearLR', begin=0, end='5%')], dict(max_epochs=9), r"end='5%' is no number of epochs; set param_sch"),
+     r'end=20.*max_iters=20: its 10 total_steps .*; set param_scheduler\.0\.total_steps to cover 19$'),
+    ([dict(type='LinearLR', begin=0, end='5%')], dict(max_epochs=9), r"begin=0, end='5%' .*; correct param_scheduler\.0$"),
+    # what mmengine says of other settings only when training starts
+    ([dict(type='MultiStepLR')], dict(max_epochs=9), r"param_scheduler\.0 .*missing .*'milestones'; correct"),
+    ([dict(type='LinearLR', start_factor=2.)], dict(max_epochs=9), r'Starting multiplicative factor .*; correct'),
+    ([dict(type='LinearLR', wrong=2.)], dict(max_epochs=9), r"unexpected keyword argument 'wrong'; correct"),
+    ([dict(type='LinaerLR')], dict(max_epochs=9), r"^param_scheduler\.0: type='LinaerLR' is not registered .*LinearLR"),
 ])
 def test_message_says_where_and_what_to_set(schedulers, length, words):
     with pytest.raises(UsageError) as caught:
@@ -160,12 +164,21 @@ def test_message_says_where_and_what_to_set(schedulers, length, words):
     assert re.search(words, str(caught.value)) and '\n' not in str(caught.value), caught.value
 
 
+def test_one_value_per_parameter_group(runner_of):
+    """Two groups, two values: right in a run whose optimizer has two, wrong where it has one."""
+    cfg = scheduled([dict(type='OneCycleLR', eta_max=[0.1, 0.2], by_epoch=False)], ITERS)
+    runner = runner_of(cfg)
+    assert accepted(cfg) and accepted(cfg, runner)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    assert not accepted(cfg, runner)
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_advice_for_parts_of_an_epoch_is_taken(runner_of):
     settings = dict(type='LinearLR', begin=0.3, end=0.45, **CONVERTED)
     cfg = scheduled([settings], EPOCHS)
-    with pytest.raises(UsageError, match=r'iterations 1 to 1, in a run of max_epochs=2 of 4 iterations; set '
-                                         r'param_scheduler\.0\.end at least one iteration \(0\.25 epochs\) above'):
+    with pytest.raises(UsageError, match=r'in a run of max_epochs=2 of 4 iterations: .*begin=1, end=1; set '
+                                         r'param_scheduler\.0\.end at least one iteration \(0\.25 epochs\) above 0\.3'):
         check_schedules(cfg, runner_of(cfg))
     cfg = scheduled([dict(settings, end=0.3 + 0.25)], EPOCHS)
     assert accepted(cfg, runner_of(cfg))

@@ -48,12 +48,12 @@ def test_bare_python():
 
 
 @pytest.mark.parametrize('hidden, dists, wrong, said', [
-    (('mmseg', ), ('onedl-mmsegmentation', ), {}, "pip install 'onedl-mmsegmentation>="),
-    (('mmcv._ext', ), (), {}, "--no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv>="),
-    ((), (), {'onedl-mmdetection': '2.28.2'}, "pip install 'onedl-mmdetection>="),
+    (('mmseg', ), ('onedl-mmsegmentation', ), {}, "pip install 'onedl-mmsegmentation"),
+    (('mmcv._ext', ), (), {}, "--no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv"),
+    ((), (), {'onedl-mmdetection': '2.28.2'}, "pip install 'onedl-mmdetection"),
     (('cv2', ), (), {}, 'pip install opencv-python-headless'),
 ], ids=['missing package', 'mmcv without ops', 'old version', 'missing OpenCV'])
-def test_says_what_mends_it(hidden, dists, wrong, said):
+def test_says_what_fixes_it(hidden, dists, wrong, said):
     done = doctor(hidden, dists, wrong)
     assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr

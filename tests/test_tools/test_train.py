@@ -31,7 +31,7 @@ MISTAKES = {
                                            r'model\.decode_head\.num_classes is 19.* has 7 classes'),
     'misspelt optimizer': (DETECTOR, ['optim_wrapper.optimizer.type=AdmW'], r"type='AdmW' is not registered.*AdamW"),
     'schedule of less than an iteration': (DETECTOR, ['param_scheduler.1.end=0.1'],
-                                           r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations; set param_sched'),
+                                           r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations: .*; set param_sched'),
     'load_from a missing file': (DETECTOR, ['load_from=/nonexistent/a.pth'], r'/nonexistent/a\.pth does not exist'),
 }
 
@@ -54,7 +54,7 @@ def test_one_line_before_training(mistake, shapes, tmp_path, capfd):
 
 def test_schedule_without_a_step_is_refused_before_anything_is_written(shapes, tmp_path, capfd):
     line = failure(train_argv(SEGMENTER, shapes, tmp_path, options=['param_scheduler.0.begin=40']), capfd)
-    assert re.search(r'param_scheduler\.0 \(LinearLR\): .*begin=40, end=40.*max_iters=6; set param_scheduler\.0\.end '
+    assert re.search(r'param_scheduler\.0 \(LinearLR\) .*begin=40, end=40.*max_iters=6: .*; set param_scheduler\.0\.end '
                      r'above 40', line), line
     assert not list(tmp_path.iterdir())
 
