@@ -89,8 +89,8 @@ def plan_runs(variants, args):
 
 def run_all(runs, args):
     rows = []
-    for number, run in enumerate(runs, 1):
-        console.print(f'{number} of {len(runs)}: {run.title}{", finished before" if run.finished else ""}')
+    for position, run in enumerate(runs, 1):
+        console.print(f'{position} of {len(runs)}: {run.title}{", finished before" if run.finished else ""}')
         with console.status('starting') as status:
             rows.append(execute(run, train_flags(args), lambda line: _show(line, status), Path(__file__).parent))
         _say_result(rows[-1])
