@@ -3,7 +3,7 @@ import io
 import os.path as osp
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import cv2
 import numpy as np
@@ -79,6 +79,16 @@ def _opencv_size(content: bytes) -> Optional[Tuple[int, int]]:
 def read_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> List[Reading]:
     """Read every path, in their order."""
     return in_threads(lambda path: read_image(path, backend_args), paths)
+
+
+def faulty_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> Dict[str, str]:
+    """Read every path.
+
+    Returns:
+        ``{path: fault}`` of the bad ones, in the order of ``paths``.
+    """
+    readings = zip(paths, read_images(paths, backend_args))
+    return {path: reading.fault for path, reading in readings if reading.fault}
 
 
 def in_threads(function: Callable, items: Iterable) -> list:
