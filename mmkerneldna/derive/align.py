@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .run import Run, recorded
 
@@ -28,7 +29,9 @@ def free_hidden(twin: nn.Module, path: str, parents: Mapping[str, str]) -> Optio
     follower = f'{found.group(1)}.conv{number + 1}'
     norm = getattr(block, f'norm{number}_name', None)
     conv = getattr(block, f'conv{number + 1}', None)
-    if norm is None or not isinstance(conv, nn.Conv2d) or conv.groups != 1 or getattr(block, 'with_plugins', False):
+    if norm is None or not isinstance(getattr(block, norm), _BatchNorm):  # a group norm mixes neighbours
+        return None
+    if not isinstance(conv, nn.Conv2d) or conv.groups != 1 or getattr(block, 'with_plugins', False):
         return None
     if follower in parents or follower in parents.values() or twin.get_submodule(path).groups != 1:
         return None
@@ -44,7 +47,7 @@ def best_order(similarity: Tensor) -> Tensor:
     Returns:
         Tensor: (C_out, ) of indices into the child's filters.
     """
-    return torch.as_tensor(linear_sum_assignment(-similarity.abs().double().numpy())[1])
+    return torch.as_tensor(linear_sum_assignment(-similarity.abs().double().cpu().numpy())[1])
 
 
 def kernel_similarity(parent: Tensor, kernel: Tensor) -> Tensor:

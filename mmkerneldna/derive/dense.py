@@ -75,7 +75,7 @@ def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> Li
     Args:
         twin (nn.Module): from :func:`dense_twin`.
         state (Mapping): entries in the twin's names.
-        partial (bool): accept missing and differently shaped entries.
+        partial (bool): accept missing and differently shaped entries, up to half of all.
 
     Returns:
         list[str]: entries of the twin that ``state`` does not give.
@@ -88,7 +88,7 @@ def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> Li
     shapes = [key for key in ours if key in state and state[key].shape != ours[key].shape]
     blocks = {block_of(key) for key in ours if _BLOCK.match(key)}
     foreign = [key for key in state if key not in ours and block_of(key) in blocks]
-    if not partial and (absent or shapes or foreign):
+    if 2 * len(absent + shapes) > len(ours) or not partial and (absent or shapes or foreign):
         raise DeriveError(_misfit(type(twin).__name__, ours, state, absent, shapes, foreign))
     return absent + shapes
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modules import count_parameters
 from .dense import block_of
-from .recalibrate import Recalibration, batch_norms, reestimate
+from .recalibrate import Recalibration, absorb, batch_norms
 from .reconstruct import Reconstruction, reconstruct, relative_loss, units_of
 from .report import DeriveReport, level_rows
 from .run import Images, Run, called, recorded, tensors
@@ -96,7 +96,7 @@ def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor
     if steps and blocks:
         report.loss = reconstruct(target, twin, blocks, run, images, settings, reached)
         report.steps = len(report.loss)
-    reestimate(batch_norms(target, [*blocks, *start.identities]), lambda batch: run(target, batch), batches, keep_function=True)
+    absorb(batch_norms(target, [*blocks, *start.identities]), lambda batch: run(target, batch), batches)
     report.levels = level_rows([run(target, batch) for batch in batches], goals)
     report.blocks = _block_errors(start, run, batches, units)
     for row in report.children:

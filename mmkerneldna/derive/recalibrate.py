@@ -1,6 +1,6 @@
 """Give the norms of changed blocks the statistics that they really see, and their branches the size that they should have."""
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,13 @@ def batch_norms(net: nn.Module, paths: Iterable[str]) -> List[_BatchNorm]:
 
 
 @torch.no_grad()
-def reestimate(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: Sequence[Any],
-               keep_function: bool = False) -> None:
-    """Average the statistics of ``norms`` over ``batches``.
+def reestimate(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: Sequence[Any]) -> None:
+    """Average the statistics of ``norms`` over ``batches``, each norm seeing what those before it give with theirs.
 
     Args:
         norms (Sequence): of a net in evaluation mode.
         run: calls that net on one batch.
         batches (Sequence): what ``run`` takes.
-        keep_function (bool): change gamma and beta with them, so that the net computes what it did. For weights that were
-            trained under the old statistics.
     """
     before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
     with _collecting(norms):
@@ -39,8 +36,6 @@ def reestimate(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batche
         if norm.num_batches_tracked == 0 or not torch.isfinite(norm.running_var).all():  # the run does not reach it
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
-        elif keep_function and norm.weight is not None:
-            _absorb(norm, mean, var)
 
 
 @contextmanager
@@ -58,10 +53,33 @@ def _collecting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
             norm.train(training)
 
 
-def _absorb(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
-    factor = norm.weight * (var + norm.eps).rsqrt()
-    norm.bias.add_((norm.running_mean - mean) * factor)
-    norm.weight.copy_(factor * (norm.running_var + norm.eps).sqrt())
+@torch.no_grad()
+def absorb(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: Sequence[Any]) -> None:
+    """True statistics for ``norms`` without a change of what the net computes: gamma and beta move with them.
+
+    Weights that were trained under fixed statistics need just these numbers; a later training in training mode, and a reader
+    of the statistics, need the true ones.
+
+    Args:
+        norms, run, batches: as in :func:`reestimate`.
+    """
+    moments: Dict[_BatchNorm, _Moments] = {norm: _Moments() for norm in norms if norm.weight is not None}
+    with ExitStack() as stack:
+        for norm, sums in moments.items():
+            stack.enter_context(watching(norm, lambda args, _, s=sums: s.add(args[0], args[0])))
+        for batch in batches:
+            run(batch)
+    for norm, sums in moments.items():
+        if sums.count > 1:
+            _move(norm, *sums.mean_and_variance())
+
+
+def _move(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    factor = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    norm.bias.add_((mean - norm.running_mean) * factor)
+    norm.weight.copy_(factor * (var + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
 
 
 class _Moments:
@@ -75,7 +93,12 @@ class _Moments:
         self.count += ours.shape[1]
         self.sums = self.sums + torch.stack([ours.sum(1), theirs.sum(1), ours.square().sum(1), (ours * theirs).sum(1)])
 
-    def line(self):
+    def mean_and_variance(self) -> Tuple[Tensor, Tensor]:
+        """Of ours per channel, the variance unbiased."""
+        mean = self.sums[0] / self.count
+        return mean, (self.sums[2] / self.count - mean.square()).clamp_min(0) * self.count / (self.count - 1)
+
+    def line(self) -> Tuple[Tensor, Tensor]:
         """Factor and shift per channel that bring ours closest to theirs."""
         ours, theirs, square, product = self.sums / self.count
         factor = (product - ours * theirs) / (square - ours.square()).clamp_min(TINY)

@@ -86,8 +86,8 @@ def units_of(blocks: Sequence[str], callable_paths: set) -> List[List[str]]:
             path = path.rpartition('.')[0]
         return path
 
-    inner = list(dict.fromkeys(climb(block) for block in blocks))
-    outer = list(dict.fromkeys(climb(stage_of(block)) for block in blocks))
+    inner = list(dict.fromkeys(filter(None, map(climb, blocks)))) or ['']
+    outer = list(dict.fromkeys(filter(None, (climb(stage_of(block)) or climb(block) for block in blocks)))) or ['']
     return [inner, outer, ['']]
 
 
@@ -111,7 +111,7 @@ def reconstruct(target: nn.Module, twin: nn.Module, blocks: Sequence[str], run: 
         DeriveError: the loss is not finite, or the state file is of another run.
     """
     units = units_of(blocks, callable_paths)
-    trained = _parameters(target, [path for path in units[1]])
+    trained = _parameters(target, blocks if units[1] == [''] else units[1])
     torch.manual_seed(settings.seed)
     with _trainable(target, trained):
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -3,6 +3,8 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -40,17 +42,32 @@ class Run:
             return tensors(net.backbone(images))
         if self.part == 'features':
             return tensors(net.extract_feat(images))
-        return tensors(net(images, _samples(net, images), mode='tensor'))
+        return tensors(_heads(net, net.extract_feat(images), images))
 
 
-def _samples(net: nn.Module, images: Tensor) -> list:
-    from mmdet.structures import DetDataSample
-    from mmseg.structures import SegDataSample
-    from mmseg.models import BaseSegmentor
+def _heads(net: nn.Module, features: Any, images: Tensor) -> Any:
+    """What the heads make of the features; the boxes of a second stage are the same whatever the first one finds."""
     size = tuple(images.shape[-2:])
+    if hasattr(net, 'decode_head'):
+        heads = [net.decode_head, getattr(net, 'auxiliary_head', None)]
+        return [head(features) for head in _flat(heads)]
     meta = dict(ori_shape=size, img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
-    kind = SegDataSample if isinstance(net, BaseSegmentor) else DetDataSample
-    return [kind(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+    samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+    if not hasattr(net, 'roi_head'):
+        return net(images, samples, mode='tensor')
+    boxes = InstanceData(bboxes=images.new_tensor(_grid(*size)))
+    return [net.rpn_head(features), net.roi_head(features, [boxes] * len(images), samples)]
+
+
+def _flat(modules: Any) -> List[nn.Module]:
+    return [m for item in modules if item is not None
+            for m in (item if isinstance(item, (list, tuple, nn.ModuleList)) else [item])]
+
+
+def _grid(height: int, width: int) -> List[List[float]]:
+    """Boxes x1, y1, x2, y2: the quarters and sixteenths of the image."""
+    return [[x * width / n, y * height / n, (x + 1) * width / n, (y + 1) * height / n]
+            for n in (2, 4) for y in range(n) for x in range(n)]
 
 
 @contextmanager

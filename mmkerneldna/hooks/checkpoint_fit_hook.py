@@ -1,20 +1,24 @@
-"""Refuse a checkpoint of another architecture, whoever loads it."""
+"""Refuse a checkpoint of another architecture, whoever loads it; one of the dense net is derived first."""
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..anatomy import unwrap
-from ..checkpoints.loading import check_architecture
+from ..checkpoints.loading import check_architecture, compare_state_dict
+from ..derive import DeriveError, derive_if_dense
 
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
     """Compares a checkpoint with the model before mmengine loads it, which otherwise only logs differences.
 
+    A dense checkpoint for a model with shared kernels becomes one of that model (:func:`mmkerneldna.derive.derive`, weights only).
+
     Args:
         allow_partial (bool): log the differences and load what fits.
 
     Raises:
         CheckpointError: entries missing, unexpected or of another shape.
+        DeriveError: a dense checkpoint of another family, depth or width.
     """
     priority = 'VERY_LOW'  # after hooks that rewrite the checkpoint, such as EMA
 
@@ -23,6 +27,23 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Check before the weights go into the model."""
+        model = unwrap(runner.model)
+        if not runner._resume and self._derived(model, checkpoint, runner._load_from or 'the checkpoint'):
+            return
         # A resumed run has to go on where it was, so nothing may differ.
         allow = self.allow_partial and not runner._resume
-        check_architecture(unwrap(runner.model), checkpoint, runner._load_from or 'being resumed', allow)
+        check_architecture(model, checkpoint, runner._load_from or 'being resumed', allow)
+
+    def _derived(self, model, checkpoint: dict, name: str) -> bool:
+        """Replace a dense checkpoint's weights by derived ones."""
+        if not compare_state_dict(model, checkpoint.get('state_dict', checkpoint)):
+            return False
+        try:
+            derived = derive_if_dense(model, checkpoint, name, partial=self.allow_partial) is not None
+        except DeriveError:
+            if not self.allow_partial:
+                raise
+            return False  # of another family: what fits is loaded
+        if derived:
+            checkpoint['state_dict'] = model.state_dict()
+        return derived

@@ -1,0 +1,97 @@
+"""Give a model with shared kernels the weights of its dense net: halve a trained net's parameters without labels.
+
+    python tools/derive.py configs/fcn/fcn_kdna-r18-d8_4xb4-160k_ade20k-512x512.py --from static.pth --out derived.pth
+    python tools/derive.py STATIC_CONFIG --from static.pth --data --steps 60 --out derived.pth \
+        --plan layer3.0.conv2=layer3.1.conv2,layer3.1.conv1=layer3.1.conv2
+
+Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches back
+to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. Beside FILE.pth lie FILE.py, the
+config that train.py and test.py take with it, and the report: FILE.txt, FILE.json and FILE.png.
+"""
+import _before_imports  # noqa: F401  # isort: split
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from mmkerneldna import launch
+from mmkerneldna.checkpoints.loading import install_safe_loading
+from mmkerneldna.derive import Reconstruction, derive
+from mmkerneldna.derive.images import DatasetImages, FolderImages
+from mmkerneldna.derive.outputs import check_out, write_outputs
+from mmkerneldna.derive.source import fetch
+from mmkerneldna.errors import one_line_errors
+from mmkerneldna.launch.arguments import add_verbose_argument
+from mmkerneldna.launch.sharing import parse_plan, set_sharing
+from mmkerneldna.measure.benchmark import build_from_config
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='of the model with shared kernels, or with --plan a static one')
+    parser.add_argument('--from', dest='source', required=True, metavar='CHECKPOINT',
+                        help='dense weights: a file, torchvision://..., open-mmlab://... or an address')
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE.pth', help='where the derived checkpoint goes')
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument('--images', metavar='DIR', help='a folder of images, without labels')
+    images.add_argument('--data', action='store_true', help="the config's training set; its labels are not used")
+    parser.add_argument('--steps', type=int, default=0, help='of reconstruction, a batch each (default: 0)')
+    parser.add_argument('--batch', type=int, help="images per batch (default: 8 of a folder, the data loader's with --data)")
+    parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images')
+    parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent pairs between commas, JSON or a file')
+    parser.add_argument('--residual-rank', type=int, help="rank of the children's low-rank residuals")
+    parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
+                        help='parents keep their kernels, or each family shares the mean of its kernels')
+    parser.add_argument('--lr', type=float, default=Reconstruction.lr, help='of the reconstruction')
+    parser.add_argument('--amp', action='store_true', help='reconstruct in bf16')
+    parser.add_argument('--resume', action='store_true', help='go on with a reconstruction that was stopped')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--partial', action='store_true', help='accept a checkpoint that lacks a head, or has another one')
+    parser.add_argument('--unsafe-checkpoint', action='store_true',
+                        help='read a file that holds more than weights; that can run code: only for files you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    add_verbose_argument(parser)
+    return parser.parse_args()
+
+
+def find_images(args, cfg, model):
+    """What to reconstruct on, None for weights alone."""
+    if args.images:
+        return FolderImages(args.images, model, tuple(args.size), args.batch or 8, args.seed)
+    return DatasetImages(cfg, model, args.batch, args.seed) if args.data else None
+
+
+def settings(args) -> Reconstruction:
+    """Of the reconstruction; its state lies beside the checkpoint until it is done."""
+    state = args.out.with_suffix('.state')
+    if not args.resume:
+        state.unlink(missing_ok=True)
+    return Reconstruction(max(args.steps, 1), args.lr, seed=args.seed, amp=args.amp, state_file=str(state), progress=True)
+
+
+def main():
+    args = parse_args()
+    with one_line_errors():
+        install_safe_loading(args.unsafe_checkpoint)
+        check_out(args.out)
+        cfg = launch.load_config(args.config, args.cfg_options)
+        set_sharing(cfg, parse_plan(args.plan) if args.plan else None, args.residual_rank)
+        launch.unsync_batch_norm(cfg)
+        checkpoint = fetch(args.source)
+        torch.manual_seed(args.seed)
+        model = build_from_config(cfg).to(args.device)
+        reconstruction = settings(args)
+        report = derive(model, checkpoint, find_images(args, cfg, model), steps=args.steps, parents=args.parents,
+                        reconstruction=reconstruction, partial=args.partial)
+        print(report)
+        meta = checkpoint.get('meta') or {}
+        for path in write_outputs(args.out, model, cfg, report, args.source, meta):
+            print(f'wrote {path}')
+        Path(reconstruction.state_file).unlink(missing_ok=True)
+
+
+if __name__ == '__main__':
+    main()
