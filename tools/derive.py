@@ -4,9 +4,9 @@
     python tools/derive.py STATIC_CONFIG --from static.pth --data --steps 60 --out derived.pth \
         --plan layer3.0.conv2=layer3.1.conv2,layer3.1.conv1=layer3.1.conv2
 
-Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches back
-to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. Beside FILE.pth lie FILE.py, the
-config that train.py and test.py take with it, and the report: FILE.txt, FILE.json and FILE.png.
+Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches
+back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. Beside FILE.pth lie FILE.py,
+the config that train.py and test.py take with it, and the report: FILE.txt, FILE.json and FILE.png.
 """
 import _before_imports  # noqa: F401  # isort: split
 
@@ -40,7 +40,7 @@ def parse_args():
     parser.add_argument('--steps', type=int, default=0, help='of reconstruction, a batch each (default: 0)')
     parser.add_argument('--batch', type=int, help="images per batch (default: 8 of a folder, the data loader's with --data)")
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images')
-    parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent pairs between commas, JSON or a file')
+    parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent,... pairs, JSON or a .json file')
     parser.add_argument('--residual-rank', type=int, help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
                         help='parents keep their kernels, or each family shares the mean of its kernels')

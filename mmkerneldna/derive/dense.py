@@ -64,9 +64,9 @@ def check_family(twin: nn.Module, state: Iterable[str]) -> None:
     """
     ours, theirs = ({re.sub(r'\.\d+\.', '.', key) for key in keys} for keys in (twin.state_dict(), state))
     if 2 * len(ours & theirs) < len(ours):
-        raise DeriveError(f'the source is of another family: of the {len(ours)} kinds of entries of {type(twin).__name__} it has '
-                          f'{len(ours & theirs)}; it has {listed(sorted(theirs - ours))}, and {listed(sorted(ours - theirs))} '
-                          'is wanted')
+        raise DeriveError(f'the source is of another family: of the {len(ours)} kinds of entries of {type(twin).__name__} it '
+                          f'has {len(ours & theirs)}; it has {listed(sorted(theirs - ours))}, and '
+                          f'{listed(sorted(ours - theirs))} is wanted')
 
 
 def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> List[str]:

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
-from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
+from ..anatomy import task_of
 from ..datasets.image_checks import faulty_images
 from .source import DeriveError, listed
 
@@ -105,7 +105,7 @@ class DatasetImages:
 
     def __iter__(self) -> Iterator[Tensor]:
         draw = np.random.default_rng(self.seed)
-        padded = isinstance(self.model, BaseSegmentor)  # mmseg pads to its crop size in training only
+        padded = task_of(self.model) == 'segmentation'  # mmseg pads to its crop size in training only
         for chosen in _endless_order(len(self.data), self.batch, draw):
             with _seeded(int(draw.integers(2**31))):
                 samples = [self.data[int(i)] for i in chosen]

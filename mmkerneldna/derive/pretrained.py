@@ -1,4 +1,4 @@
-"""Dense checkpoints where a config or a command names one: ``init_cfg`` and ``load_from`` derive what they used to half load."""
+"""Dense checkpoints where a config or a command names one: ``init_cfg`` and ``load_from`` derive from them."""
 from typing import Any, Mapping, Optional
 
 from mmengine.logging import print_log

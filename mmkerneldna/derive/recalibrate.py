@@ -137,7 +137,8 @@ class Recalibration:
         seen: Dict[str, List[Tensor]] = {block: [] for block in norms}
         with ExitStack() as stack:
             for block, path in norms.items():
-                stack.enter_context(watching(self.twin.get_submodule(path), lambda _, out, b=block: seen[b].append(out.clone())))
+                norm = self.twin.get_submodule(path)
+                stack.enter_context(watching(norm, lambda _, out, to=seen[block]: to.append(out.clone())))
             for batch in self.batches:
                 self.run(self.twin, batch)
         return seen

@@ -8,6 +8,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..anatomy import has_proposals, heads_of, is_whole, task_of
 from .source import DeriveError
 
 Call = Tuple[tuple, Any]  # positional arguments, output
@@ -28,9 +29,8 @@ class Run:
 
     def __init__(self, net: nn.Module, paths: Iterable[str]) -> None:
         parts = {path.split('.')[0] for path in paths}
-        self.whole = hasattr(net, 'backbone') and hasattr(net, 'extract_feat')
-        self.part = '' if not self.whole else 'backbone' if parts <= {'backbone'} else 'features' \
-            if parts <= {'backbone', 'neck'} else 'all'
+        self.whole = is_whole(net)
+        self.part = 'backbone' if parts <= {'backbone'} else 'features' if parts <= {'backbone', 'neck'} else 'all'
 
     def __call__(self, net: nn.Module, images: Tensor) -> List[Tensor]:
         """(N, 3, H, W) normalised images -> the outputs, one tensor per level."""
@@ -47,21 +47,17 @@ class Run:
 
 def _heads(net: nn.Module, features: Any, images: Tensor) -> Any:
     """What the heads make of the features; the boxes of a second stage are the same whatever the first one finds."""
+    if task_of(net) == 'segmentation':
+        auxiliary = getattr(net, 'auxiliary_head', None) or ()
+        extra = auxiliary if isinstance(auxiliary, (tuple, nn.ModuleList)) else (auxiliary, )
+        return [head(features) for head in (*heads_of(net).dense, *extra)]
     size = tuple(images.shape[-2:])
-    if hasattr(net, 'decode_head'):
-        heads = [net.decode_head, getattr(net, 'auxiliary_head', None)]
-        return [head(features) for head in _flat(heads)]
     meta = dict(ori_shape=size, img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
-    if not hasattr(net, 'roi_head'):
+    if not has_proposals(net):
         return net(images, samples, mode='tensor')
     boxes = InstanceData(bboxes=images.new_tensor(_grid(*size)))
     return [net.rpn_head(features), net.roi_head(features, [boxes] * len(images), samples)]
-
-
-def _flat(modules: Any) -> List[nn.Module]:
-    return [m for item in modules if item is not None
-            for m in (item if isinstance(item, (list, tuple, nn.ModuleList)) else [item])]
 
 
 def _grid(height: int, width: int) -> List[List[float]]:

@@ -9,7 +9,7 @@ from ..layers import ChildConv2d
 from ..modules import count_parameters
 from .align import best_order, correlation, free_hidden, kernel_similarity, output_pairs, relabel
 from .dense import block_of, check_family, check_fit, children_of, dense_twin, parents_of
-from .fit import Scales, identity_scales, least_squares, low_rank, relative_error, same_size
+from .fit import identity_scales, least_squares, low_rank, relative_error, same_size
 from .growth import approximated, find_stacks, grow, place_identities
 from .neutral import neutral_gate, set_scales
 from .report import EXACT, FITTED, IDENTITY, ChildRow

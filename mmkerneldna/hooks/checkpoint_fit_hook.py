@@ -11,7 +11,8 @@ from ..derive import DeriveError, derive_if_dense
 class CheckpointFitHook(Hook):
     """Compares a checkpoint with the model before mmengine loads it, which otherwise only logs differences.
 
-    A dense checkpoint for a model with shared kernels becomes one of that model (:func:`mmkerneldna.derive.derive`, weights only).
+    A dense checkpoint for a model with shared kernels becomes one of that model (:func:`mmkerneldna.derive.derive`, weights
+    only).
 
     Args:
         allow_partial (bool): log the differences and load what fits.
