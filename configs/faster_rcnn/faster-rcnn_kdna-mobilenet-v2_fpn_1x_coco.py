@@ -1,11 +1,9 @@
 """Faster R-CNN, KernelDNA MobileNetV2 1.0, FPN, COCO, 1x schedule.
 
 The backbone shares kernels (1x1 convs of the inner blocks of the 32- to 160-channel stages borrow their kernels)
-and starts from random weights unless told otherwise. From ImageNet weights (tools/convert_checkpoint.py
-makes them of a released checkpoint; WEIGHTS is the file it writes):
+and starts from upstream's ImageNet weights of the static net, derived for it when the training starts:
 
-    bash tools/dist_train.sh configs/faster_rcnn/faster-rcnn_kdna-mobilenet-v2_fpn_1x_coco.py 8 \
-        --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=WEIGHTS
+    bash tools/dist_train.sh configs/faster_rcnn/faster-rcnn_kdna-mobilenet-v2_fpn_1x_coco.py 8
 
 From scratch:
 
@@ -16,4 +14,4 @@ Gives box AP.
 """
 _base_ = './faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
-model = dict(backbone=dict(type='KDNAMobileNetV2', init_cfg=None))
+model = dict(backbone=dict(type='KDNAMobileNetV2'))

@@ -12,7 +12,7 @@ from ..modules import count_parameters
 from .dense import block_of
 from .recalibrate import Recalibration, absorb, batch_norms
 from .reconstruct import Reconstruction, reconstruct, relative_loss, units_of
-from .report import DeriveReport, level_rows
+from .report import FITTED, DeriveReport, level_rows
 from .run import Images, Run, called, recorded, tensors
 from .source import DeriveError, Source, read_source
 from .start import Start
@@ -100,7 +100,7 @@ def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor
     report.levels = level_rows([run(target, batch) for batch in batches], goals)
     report.blocks = _block_errors(start, run, batches, units)
     for row in report.children:
-        row.output_error = report.blocks.get(block_of(row.child), 0.0)
+        row.output_error = report.blocks.get(block_of(row.child), None if row.kind == FITTED else 0.0)
 
 
 def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str], goals: Sequence[List[Tensor]]) -> None:

@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 
 from ..anatomy import task_of
-from ..datasets.image_checks import faulty_images
+from ..datasets.image_checks import faulty_images, spread
 from .source import DeriveError, listed
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
@@ -32,9 +32,9 @@ def image_files(folder: str) -> List[Path]:
     files = sorted(path for path in root.rglob('*') if path.suffix.lower() in EXTENSIONS)
     if not files:
         raise DeriveError(f'no image below {folder}: looked for {", ".join(EXTENSIONS)}')
-    faults = faulty_images(list(map(str, files)))
+    faults = faulty_images(spread(list(map(str, files)), f'images below {folder}'))
     if faults:
-        raise DeriveError(f'{len(faults)} of {len(files)} images below {folder} can\'t be read: '
+        raise DeriveError(f'{len(faults)} of the images below {folder} can\'t be read: '
                           f"{listed(f'{path} is {fault}' for path, fault in faults.items())}; remove them")
     return files
 
@@ -64,6 +64,8 @@ class FolderImages:
 
     def _crop(self, path: Path, draw: np.random.Generator) -> Tensor:
         image, (height, width) = mmcv.imread(str(path)), self.size
+        if image is None:
+            raise DeriveError(f'{path} can\'t be read as an image; remove it')
         scale = max(height / image.shape[0], width / image.shape[1]) * draw.uniform(1, ZOOM)
         wide, high = (max(side, round(length * scale)) for side, length in zip((width, height), image.shape[1::-1]))
         image = mmcv.imresize(image, (wide, high))

@@ -59,7 +59,7 @@ def fetch(name: str) -> Mapping[str, Any]:
         CheckpointError: a local file that does not exist or does not read.
     """
     if '://' not in name:
-        return read_checkpoint(name)
+        return read_checkpoint(name, unsafe=os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') == '1')  # --unsafe-checkpoint
     try:
         return CheckpointLoader.load_checkpoint(name, map_location='cpu')
     except CheckpointError:

@@ -75,9 +75,9 @@ def vary(part: Dict[str, Any], name: str) -> Dict[str, Any]:
         thawed = dict(frozen_stages=-1) if part.get('frozen_stages', -1) >= 0 else {}
         return dict(type='DynamicConvs', conv=name, module=dict(part, **thawed))
     if kind in RESNETS and part.get('depth') in KDNAResNet.arch_settings and not (part.get('dcn') or part.get('conv_cfg')):
-        return dict(part, type='KDNAResNet', init_cfg=None, **RESNETS[kind])
+        return dict(part, type='KDNAResNet', **RESNETS[kind])
     if kind == 'MobileNetV2':
-        return dict(part, type='KDNAMobileNetV2', init_cfg=None)
+        return dict(part, type='KDNAMobileNetV2')
     return dict(type='KernelDNA', module=dict(part))
 
 
@@ -116,8 +116,6 @@ def _with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
 
 def _take(cfg: Config, place: Any, key: Any, changed: Dict[str, Any]) -> None:
     place[key] = ConfigDict(changed)
-    if changed['type'].startswith('KDNA') and 'pretrained' in place:
-        place['pretrained'] = None  # weights of the static net don't fit its depths
     imports = cfg.get('custom_imports', dict(imports=[], allow_failed_imports=False))
     if 'mmkerneldna' not in imports['imports']:
         cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmkerneldna'])

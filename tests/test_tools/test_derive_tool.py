@@ -1,0 +1,100 @@
+"""tools/derive.py: its files, and that the other tools take them."""
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from mmkerneldna.launch.sharing import parse_plan, set_sharing
+from mmkerneldna.errors import UsageError
+from tiny_runs import ROOT, run_tool
+
+STATIC = str(ROOT / 'configs/shapes/upernet_r18_shapes.py')
+SHARED = str(ROOT / 'configs/shapes/upernet_kdna-r18_shapes.py')
+NARROW = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.decode_head.in_channels=(8,16,32,64)',
+          'model.decode_head.channels=8', 'model.auxiliary_head.in_channels=32', 'model.auxiliary_head.channels=8']
+
+
+@pytest.fixture(scope='module')
+def static_file(tmp_path_factory):
+    cfg = Config.fromfile(STATIC)
+    cfg.merge_from_dict({key: eval_tuple(value) for key, value in (option.split('=') for option in NARROW)})
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    path = tmp_path_factory.mktemp('static') / 'static.pth'
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=('a', 'b'))), state_dict=model.state_dict()), path)
+    return path
+
+
+def eval_tuple(text):
+    numbers = [int(part) for part in text.strip('()').split(',')]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, capsys):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for i in range(3):
+        Image.effect_noise((80 + i, 70), 60).convert('RGB').save(folder / f'{i}.png')
+    out = tmp_path / 'derived.pth'
+    code = run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder), '--steps', '3',
+                                  '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--residual-rank', '2',
+                                  '--plan', 'layer4.1.conv1=layer4.1.conv2', '--cfg-options', *NARROW])
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert 'backbone.layer4.1.conv1' in printed and '3 steps of reconstruction' in printed
+    held = torch.load(out, weights_only=True)
+    assert held['meta']['dataset_meta'] == dict(classes=('a', 'b'))
+    cfg = Config.fromfile(out.with_suffix('.py'))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    model.load_state_dict(held['state_dict'])  # strict
+    assert model.backbone.layer4[1].conv1.residual_a.shape[0] == 2
+    report = json.loads(out.with_suffix('.json').read_text())
+    assert len(report['loss']) == 3 and report['parameters_before'] > report['parameters_after']
+    assert Image.open(out.with_suffix('.png')).size[0] > 500 and 'layer4.1.conv1' in out.with_suffix('.txt').read_text()
+    assert not out.with_suffix('.state').exists()
+
+
+def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / 'x.png').write_bytes(b'no image')
+    out = ['--out', str(tmp_path / 'derived.pth'), '--device', 'cpu']
+    narrow = ['--cfg-options', *NARROW]
+    cases = [
+        ([STATIC, '--from', str(static_file), '--out', str(tmp_path / 'x.txt')], 'must end in .pth'),
+        ([SHARED, '--from', str(tmp_path / 'none.pth'), *out], 'does not exist'),
+        ([SHARED, '--from', str(static_file), *out], 'of another shape'),
+        ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'empty'), *narrow], 'no image below'),
+        ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'broken'), *narrow], "can't be read"),
+        ([STATIC, '--from', str(static_file), *out, '--residual-rank', '4'], 'add --plan'),
+    ]
+    for argv, message in cases:
+        assert run_tool('derive.py', argv) == 2, argv
+        error = capsys.readouterr().err
+        assert error.startswith('error: ') and message in error and error.count('\n') == 1, error
+    assert not (tmp_path / 'derived.pth').exists()
+
+
+def test_plans_of_the_command_line(tmp_path):
+    (tmp_path / 'plan.json').write_text('{"a.0": "a.1"}')
+    assert parse_plan('resnet18') == 'resnet18'
+    assert parse_plan('a.0=a.1,b.0=b.1') == {'a.0': 'a.1', 'b.0': 'b.1'}
+    assert parse_plan(str(tmp_path / 'plan.json')) == parse_plan('{"a.0": "a.1"}') == {'a.0': 'a.1'}
+    for text in ('a=', '{"a"', 'a=b=c', 'nowhere.json'):
+        with pytest.raises(UsageError, match='--plan'):
+            parse_plan(text)
+
+
+def test_a_plan_replaces_the_one_of_the_config():
+    cfg = Config(dict(model=dict(backbone=dict(type='KDNAResNet', depth=18))))
+    set_sharing(cfg, {'a': 'b'}, 4)
+    assert cfg.model.backbone == dict(type='KDNAResNet', depth=18, sharing={'a': 'b'}, residual_rank=4)
+    cfg = Config(dict(model=dict(backbone=dict(type='ResNet', depth=18))))
+    set_sharing(cfg, 'auto')
+    assert cfg.model.backbone == dict(type='KernelDNA', module=dict(type='ResNet', depth=18), plan='auto')
+    set_sharing(cfg, 'resnet18', 2)
+    assert cfg.model.backbone.plan == 'resnet18' and cfg.model.backbone.residual_rank == 2
