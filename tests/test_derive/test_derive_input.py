@@ -89,7 +89,7 @@ def test_an_error_late_in_the_reconstruction_puts_everything_back():
 
 FORMS = {
     'module': lambda source: source,
-    'of a detector': lambda source: {f'backbone.{k}': v for k, v in source.state_dict().items()} | {'neck.weight': torch.ones(3)},
+    'of a detector': lambda source: {f'backbone.{k}': v for k, v in source.state_dict().items()} | {'n.weight': torch.ones(3)},
     'data parallel': lambda source: {f'module.{k}': v for k, v in source.state_dict().items()},
     'nested': lambda source: dict(state_dict=source.state_dict(), meta=dict(epoch=3)),
     'ema': lambda source: {f'ema_{k}': v for k, v in source.state_dict().items()},
