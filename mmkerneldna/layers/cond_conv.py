@@ -70,6 +70,14 @@ class CondConv2d(ExpertConv2d):
         nn.init.normal_(self.routing.weight, std=0.01)
         nn.init.zeros_(self.routing.bias)
 
+    def make_neutral(self) -> None:
+        """Route to experts in pairs of opposite logits: ``sigmoid(z) + sigmoid(-z)`` is one."""
+        paired = self.num_experts // 2 * 2
+        weight = self.routing.weight.detach()
+        weight[1:paired:2] = -weight[0:paired:2]
+        weight[paired:] = 0
+        nn.init.zeros_(self.routing.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         return self.convolve(x, route(x, self.routing.weight, self.routing.bias), self.bias)

@@ -74,6 +74,9 @@ class DyConv2d(ExpertConv2d):
         super().init_weights()
         init_attention([self.attention.fc1, self.attention.fc2])
 
+    # As a softmax sums to one, experts that are alike are mixed to the same kernel whatever the attention: nothing to make
+    # neutral, and a random attention tells them apart from the first step.
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         attention = F.softmax(self.attention(x) / self.temperature, dim=1)

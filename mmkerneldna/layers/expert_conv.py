@@ -6,10 +6,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .mixture import mixture_conv2d
+from .static_start import StaticStart
 
 
 def check_num_experts(num_experts: int) -> None:
@@ -48,7 +48,7 @@ def pad_for_mode(conv: nn.modules.conv._ConvNd, x: Tensor) -> Tuple[Tensor, Any]
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
 
 
-class ExpertConv2d(nn.Conv2d):
+class ExpertConv2d(StaticStart, nn.Conv2d):
     """Base of the mixtures: ``weight`` holds n kernels, (n, C_out, C_in/g, k, k).
 
     A subclass computes an attention from its input and calls :meth:`convolve`. It stays an ``nn.Conv2d``, so that
@@ -57,8 +57,9 @@ class ExpertConv2d(nn.Conv2d):
     direct bases by name and would take n for C_out in the fan. The experts have a Kaiming init of their own, one fan
     per expert, on construction and in :meth:`init_weights`, which mmengine and mmcv call in place of theirs.
 
-    The kernel of a static checkpoint, (C_out, C_in/g, k, k), seeds every expert, divided by ``static_gain`` so that
-    the layer starts at the static output: swap the convolutions of a net, then load the static weights.
+    The kernel of a static checkpoint, (C_out, C_in/g, k, k), seeds every expert, divided by ``static_gain``, and
+    :meth:`make_neutral` gives the attention a start at which the layer computes the static output. The experts start
+    alike, so the attention has to tell them apart, or they would learn alike.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
@@ -69,7 +70,7 @@ class ExpertConv2d(nn.Conv2d):
         ValueError: ``num_experts`` below 1, or what ``nn.Conv2d`` refuses.
     """
 
-    #: factor on the mixed kernel while every logit of the attention is zero
+    #: factor on the mixed kernel while the attention is neutral and the experts are alike
     static_gain = 1.0
 
     def __init__(self,
@@ -108,14 +109,16 @@ class ExpertConv2d(nn.Conv2d):
     def _apply(self, fn, recurse: bool = True):
         return super()._apply(on_four_axes(fn), recurse)
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
-        if _is_static(state_dict.get(prefix + 'weight'), self.weight):
-            state_dict = dict(state_dict)  # the caller's stays as it was
-            state_dict[prefix + 'weight'] = (state_dict[prefix + 'weight'] / self.static_gain).expand_as(self.weight)
-            if _is_static(state_dict.get(prefix + 'bias'), self.bias):
-                state_dict[prefix + 'bias'] = state_dict[prefix + 'bias'].expand_as(self.bias)
-            print_log(f'{prefix}weight: a static kernel seeds all {self.num_experts} experts', logger='current')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def make_neutral(self) -> None:
+        """Make the factor on experts that are alike ``static_gain``, for every input. Nothing to do where it always is."""
+
+    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+        """See :class:`.static_start.StaticStart`."""
+        self.make_neutral()
+        # whole tensors, not views: with assign=True they become the parameters
+        experts = (kernel / self.static_gain).expand_as(self.weight).clone()
+        of_experts = bias is not None and self.bias is not None and self.bias.dim() == 2
+        return dict(weight=experts, bias=bias.expand_as(self.bias).clone() if of_experts else bias)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, num_experts={self.num_experts}'
@@ -127,10 +130,6 @@ def on_four_axes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     ``net.to(memory_format=torch.channels_last)`` raises on five axes, so these go through it as one long kernel.
     """
     return lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
-
-
-def _is_static(loaded: Optional[Tensor], experts: Optional[Tensor]) -> bool:
-    return loaded is not None and experts is not None and loaded.shape == experts.shape[1:]
 
 
 def init_attention(convs: List[nn.Conv2d]) -> None:

@@ -15,7 +15,7 @@ Where this differs from the authors' code (Linwei-Chen/FDConv), and why:
 - Grouped convolutions are possible: the spectrum is that of the (C_out k) x (C_in/g k) matrix.
 """
 import math
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from .expert_conv import check_num_experts, hidden_channels, pad_for_mode
 from .frequencies import CUTOFFS, frequency_groups, modulate_bands, released_groups, scale_frequencies
 from .per_sample import assembled_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
+from .static_start import StaticStart
 
 #: Groups the authors use for detection and segmentation.
 NUM_GROUPS = 64
@@ -68,16 +69,25 @@ class GlobalModulation(nn.Module):
     def init_weights(self) -> None:
         """Every factor starts as good as one."""
         nn.init.kaiming_normal_(self.fc.weight, mode='fan_out', nonlinearity='relu')
-        for head in (self.channel_fc, self.filter_fc, self.spatial_fc, self.frequency_fc):
+        for head in self._heads():
             if head is not None:
                 nn.init.normal_(head.weight, std=SMALL)
                 nn.init.zeros_(head.bias)
 
+    def make_neutral(self) -> None:
+        """Every factor is one for every input."""
+        for head in self._heads():
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    def _heads(self) -> List[Optional[nn.Linear]]:
+        return [self.channel_fc, self.filter_fc, self.spatial_fc, self.frequency_fc]
+
     def forward(self, pooled: Tensor) -> List[Optional[Tensor]]:
         """(N, C_in) -> factors (N, C_in), (N, C_out), (N, k * k), (N, n); None where there is no such axis."""
-        hidden = self.act(pooled_norm(self.norm, self.fc(pooled)[:, :, None, None])).flatten(1)
-        heads = (self.channel_fc, self.filter_fc, self.spatial_fc, self.frequency_fc)
-        return [None if head is None else 2 * head(hidden).sigmoid() for head in heads]
+        hidden = self.act(pooled_norm(self.norm, self.fc(pooled)[:, :, None, None], self.training)).flatten(1)
+        return [None if head is None else 2 * head(hidden).sigmoid() for head in self._heads()]
 
 
 class LocalModulation(nn.Module):
@@ -105,7 +115,7 @@ class LocalModulation(nn.Module):
 
 
 @MODELS.register_module()
-class FDConv2d(nn.Module):
+class FDConv2d(StaticStart, nn.Module):
     """Frequency dynamic convolution: Fourier disjoint weight, kernel spatial modulation, frequency band modulation.
 
     No ``nn.Conv2d``: a BN that was folded into the kernel's rows would change what its frequencies mean.
@@ -125,7 +135,8 @@ class FDConv2d(nn.Module):
             ``reduction`` out of range.
     """
 
-    paper_patterns = {'ResNet': ['layer*']}
+    # the convolutions of the residual branches: the authors leave stem and shortcuts static
+    paper_patterns = {'ResNet': ['layer*.conv*']}
 
     def __init__(self,
                  in_channels: int,
@@ -172,6 +183,14 @@ class FDConv2d(nn.Module):
         if self.band_weight is not None:
             nn.init.normal_(self.band_weight, std=SMALL)
             nn.init.zeros_(self.band_bias)
+
+    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+        """See :class:`.static_start.StaticStart`: every modulation is exactly one."""
+        self.global_modulation.make_neutral()
+        for weight in (self.local_modulation.filters, self.band_weight, self.band_bias):
+            if weight is not None:
+                nn.init.zeros_(weight)
+        return dict(weight=kernel, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

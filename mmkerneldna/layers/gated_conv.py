@@ -6,13 +6,16 @@ Written plainly, autograd keeps the scaled input and the modulated kernel of eve
 map and a second kernel per child, more than sharing saves. Both are one multiplication away from tensors that are alive
 anyway (the input is what the ReLU before keeps, the kernel is a parameter), so the backward pass computes them again.
 
+What wants more than one derivative gets the plain operations: all of ``torch.func`` and forward-mode differentiation from the
+start, a backward pass that is itself to be differentiated (``create_graph=True``) from there on.
+
 Letters: N batch, C_in / C_out channels, G groups, k kernel size.
 """
-from typing import Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 
 def modulation(filter_scale: Tensor, spatial_scale: Optional[Tensor]) -> Tensor:
@@ -51,10 +54,15 @@ def can_recompute(x: Tensor, padding) -> bool:
     """Whether :func:`gated_conv2d` applies and pays.
 
     Not without gradients (nothing is kept then), nor under a tracer or compiler (they need plain operations, and
-    torch.compile decides by itself what to compute again), nor with padding by name.
+    torch.compile decides by itself what to compute again), a transform of ``torch.func`` or forward-mode differentiation, nor
+    with padding by name.
     """
     return (isinstance(x, Tensor) and torch.is_grad_enabled() and not isinstance(padding, str)
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not _transformed())
+
+
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
@@ -68,7 +76,7 @@ def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, 
                  groups: int, residual_b: Optional[Tensor] = None, residual_a: Optional[Tensor] = None) -> Tensor:
     """The child's convolution, keeping its arguments alone for the backward pass.
 
-    Follows autocast. Can be differentiated once.
+    Follows autocast.
 
     Args:
         x: (N, C_in, H, W).
@@ -100,8 +108,9 @@ class _GatedConv2d(torch.autograd.Function):
         return torch.conv2d(_in(x * gate, dtype), _in(kernel, dtype), bias, *geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # this pass is to be differentiated
+            return _GatedConv2d._differentiable_backward(ctx, grad)
         x, gate, *kernel_parts = ctx.saved_tensors
         need_x, need_gate, *need_kernel, need_bias = ctx.needs_input_grad[:8]
         stride, padding, dilation, groups = ctx.geometry
@@ -112,6 +121,28 @@ class _GatedConv2d(torch.autograd.Function):
         grad_x = _multiplied(grad_scaled, gate).to(x.dtype) if need_x else None
         grads = (None, ) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, *kernel_parts, need_kernel)
         return grad_x, grad_gate, *grads, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
+
+    @staticmethod
+    def _differentiable_backward(ctx, grad):
+        zero = None if ctx.bias is None else grad.new_zeros(ctx.bias[0]).to(ctx.bias[1]).requires_grad_()
+
+        def plain(x, gate, *kernel_parts):
+            *kernel_parts, bias = kernel_parts
+            kernel = _in(modulate_kernel(*kernel_parts), ctx.dtype)
+            return torch.conv2d(_in(x * gate, ctx.dtype), kernel, None if bias is None else _in(bias, ctx.dtype), *ctx.geometry)
+
+        return (*plain_gradients(plain, (*ctx.saved_tensors, zero), ctx.needs_input_grad[:8], grad), None, None)
+
+
+def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Optional[Tensor]], needed: Sequence[bool],
+                    grad: Tensor) -> List[Optional[Tensor]]:
+    """Gradients of ``function`` by each input that needs one, themselves differentiable."""
+    # Aliases: where one input was computed from another, the gradient must not run on along that way.
+    aliases = [t if t is None else t.view_as(t) for t in inputs]
+    wanted = [alias for alias, need in zip(aliases, needed) if need]
+    with torch.autocast(grad.device.type, enabled=False):
+        grads = iter(torch.autograd.grad(function(*aliases), wanted, grad, create_graph=True))
+    return [next(grads) if need else None for need in needed]
 
 
 def _in(tensor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:

@@ -20,17 +20,23 @@ class InputGate(nn.Module):
         channels (int): C, channels of the input.
         reduction (int): C is divided by it, rounded down, for the hidden width. Defaults to 4 (the paper).
         norm_cfg (dict, optional): norm of the hidden features: BN (the paper), SyncBN, LN, GN, or None.
+        calibrate (bool): estimate the norm's statistics where a net freezes its norms alone, see :mod:`.pooled_norm`.
+            Defaults to False: what covers the norms of a KernelDNA net covers those of its gates.
 
     Raises:
         ValueError: ``reduction`` below 1 or above ``channels``.
     """
 
-    def __init__(self, channels: int, reduction: int = 4, norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+    def __init__(self,
+                 channels: int,
+                 reduction: int = 4,
+                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 calibrate: bool = False) -> None:
         super().__init__()
         if not 1 <= reduction <= channels:
             raise ValueError(f'reduction={reduction} of an input gate must lie between 1 and its {channels} channels')
         hidden = channels // reduction
-        self.reduction = reduction
+        self.reduction, self.calibrate = reduction, calibrate
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False)
         self.norm = build_pooled_norm(norm_cfg, hidden)
         self.relu = nn.ReLU(inplace=True)
@@ -43,7 +49,12 @@ class InputGate(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
         nn.init.zeros_(self.fc2.bias)
 
+    def make_neutral(self) -> None:
+        """One half for every input."""
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> scale in (0, 1), (N, C, 1, 1)."""
         hidden = self.fc1(F.adaptive_avg_pool2d(x, 1))
-        return self.fc2(self.relu(pooled_norm(self.norm, hidden))).sigmoid()
+        return self.fc2(self.relu(pooled_norm(self.norm, hidden, self.calibrate and self.training))).sigmoid()

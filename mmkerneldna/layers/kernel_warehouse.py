@@ -9,16 +9,18 @@ from typing import Dict, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from .drop_in import at_least_fp32, copy_geometry
 from .expert_conv import hidden_channels, pad_for_mode
 from .kernel_warehouse_plan import LayerCells, PerWarehouse, Shape, WarehousePlan, group_convs, plan_warehouse, value_for
 from .mixture import bank_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
+from .static_start import StaticStart, kernel_shape
+
+#: added to the sum of the logits' magnitudes (the authors' code)
+NORM_EPS = 1e-3
 
 
 def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float) -> Tensor:
@@ -34,7 +36,7 @@ def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float
     Returns:
         (N, m, n), of either sign.
     """
-    attention = (logits / (logits.abs().sum(-1, keepdim=True) + 1e-3))[..., :-1]
+    attention = (logits / (logits.abs().sum(-1, keepdim=True) + NORM_EPS))[..., :-1]
     if temperature == 0:
         return attention
     beta = F.one_hot(assignment, logits.shape[-1])[:, :-1].to(attention.dtype)
@@ -93,10 +95,16 @@ class CellAttention(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
+    def make_neutral(self) -> None:
+        """The logits are the initial assignment, for every input."""
+        nn.init.zeros_(self.fc2.weight)
+        bias = self.fc2.bias if self.fc3 is None else self.basis_bias
+        bias.copy_(F.one_hot(self.assignment, self.shape[1]).flatten())
+
     def forward(self, x: Tensor, temperature: float) -> Tensor:
         """(N, C_in, H, W) -> attention (N, m, n), in fp32 under autocast."""
         hidden = self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1))
-        hidden = F.relu(pooled_norm(self.norm, hidden[:, :, None, None])).flatten(1)
+        hidden = F.relu(pooled_norm(self.norm, hidden[:, :, None, None], self.training)).flatten(1)
         logits = self.fc2(hidden) if self.fc3 is None else self._expand(self.fc2(hidden))
         logits = at_least_fp32(logits).view(len(x), *self.shape)
         return contrasting_attention(logits, self.assignment, temperature)
@@ -118,7 +126,7 @@ class Warehouse(nn.Module):
 
 
 @MODELS.register_module()
-class KWConv2d(nn.Module):
+class KWConv2d(StaticStart, nn.Module):
     """Convolution whose kernel is assembled, per sample, from the cells of a warehouse.
 
     As ``conv_cfg`` it has a warehouse of its own. Under ``DynamicConvs`` the layers of a stage share one, see
@@ -126,8 +134,9 @@ class KWConv2d(nn.Module):
     :data:`.kernel_warehouse_plan.PRESETS`. A shared warehouse is a submodule of the *last* layer that draws on it, so that
     it is in the state dict once, and freezing the first stages of a net leaves the cells of a live layer trainable.
 
-    With a budget of 1 or more the kernel of a static checkpoint goes into the cells its mixtures start from: at a temperature
-    of 1 the layer then computes what the static one did.
+    With a budget of 1 or more the kernel of a static checkpoint goes into the cells its mixtures start from, and the logits
+    point at these cells: the layer then computes what the static one did at the temperature it has, and at any other to one
+    part in a thousand. With a smaller budget no setting of the cells is a given kernel.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
@@ -199,7 +208,7 @@ class KWConv2d(nn.Module):
         """
         layers: Dict[str, KWConv2d] = {}
         for name, paths in group_convs(convs, sharing).items():
-            shapes = {path: _kernel_shape(convs[path]) for path in paths}
+            shapes = {path: kernel_shape(convs[path]) for path in paths}
             options = dict(budget=budget, cell_in_ratio=cell_in_ratio, cell_out_ratio=cell_out_ratio)
             try:
                 plan = plan_warehouse(shapes, **{key: value_for(v, name, key) for key, v in options.items()})
@@ -236,7 +245,7 @@ class KWConv2d(nn.Module):
     @property
     def kernel_shape(self) -> Shape:
         """(C_out, C_in/g, k, k)."""
-        return _kernel_shape(self)
+        return kernel_shape(self)
 
     @property
     def cells(self) -> nn.Parameter:
@@ -264,24 +273,19 @@ class KWConv2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
-        kernel = state_dict.get(prefix + 'weight')
-        if kernel is not None and tuple(kernel.shape) == self.kernel_shape and self._each_mixture_has_a_cell():
-            state_dict = {key: value for key, value in state_dict.items() if key != prefix + 'weight'}
-            self._seed(kernel)
-            print_log(f'{prefix}weight: a static kernel seeds the cells of this layer; they alone count at a temperature of '
-                      '1', logger='current')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _each_mixture_has_a_cell(self) -> bool:
+    def can_seed(self) -> bool:
+        """Whether each mixture has a cell of its own to start from."""
         return max(self.place.assignment) < len(self.cells)
 
-    @torch.no_grad()
-    def _seed(self, kernel: Tensor) -> None:
+    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+        """See :class:`.static_start.StaticStart`."""
+        self.attention.make_neutral()
+        start = self.temperature + (1 - self.temperature) / (1 + NORM_EPS)  # attention to the cell assigned
         c_out, c_in = self.cells.shape[1:]
-        pieces = kernel.unflatten(1, (-1, c_in)).unflatten(0, (-1, c_out))  # (outs, c_out, ins, c_in, k, k)
+        pieces = (kernel / start).unflatten(1, (-1, c_in)).unflatten(0, (-1, c_out))  # (outs, c_out, ins, c_in, k, k)
         pieces = pieces.permute(4, 5, 0, 2, 1, 3).reshape(-1, c_out, c_in)
         self.cells[self.attention.assignment] = pieces.to(self.cells)
+        return dict(bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -295,7 +299,3 @@ class KWConv2d(nn.Module):
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
                 f'groups={self.groups}, mixtures={self.place.num_mixtures}, cells={tuple(self.cells.shape)}'
                 f"{'' if self.warehouse is not None else ', shared warehouse'}")
-
-
-def _kernel_shape(conv: nn.Module) -> Shape:
-    return (conv.out_channels, conv.in_channels // conv.groups, *_pair(conv.kernel_size))

@@ -13,9 +13,8 @@ from typing import Callable, List, Optional, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .gated_conv import autocast_dtype, can_recompute
+from .gated_conv import autocast_dtype, can_recompute, plain_gradients
 from .per_sample import (Pair, PaddingLike, add_bias, assembled_conv2d, check_strategy, convolve_part, join, part_gradients,
                          part_size, parts_of)
 
@@ -31,8 +30,6 @@ def mixture_conv2d(x: Tensor,
                    scales: Sequence[Tensor] = (),
                    strategy: Optional[str] = None) -> Tensor:
     """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``, times each of ``scales[...][i]``.
-
-    Can be differentiated once.
 
     Args:
         x: (N, C_in, H, W).
@@ -84,7 +81,7 @@ def bank_conv2d(x: Tensor,
                 strategy: Optional[str] = None) -> Tensor:
     """Convolve each sample with the kernel that ``place`` makes of its mixtures of the pieces of a bank.
 
-    Follows autocast. Can be differentiated once.
+    Follows autocast.
 
     Args:
         x: (N, C_in, H, W).
@@ -124,8 +121,9 @@ class _BankConv2d(torch.autograd.Function):
         ])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # this pass is to be differentiated
+            return _BankConv2d._differentiable_backward(ctx, grad)
         x, attention, bank, *factors = ctx.saved_tensors
         need_x, need_attention, need_bank = ctx.needs_input_grad[:3]
         need_factors = ctx.needs_input_grad[8:]
@@ -144,6 +142,20 @@ class _BankConv2d(torch.autograd.Function):
                 grad_mixed, *grad_factors = torch.autograd.grad(kernels, leaves, grad_kernels)
                 grads.put_kernels(part, grad_mixed, grad_factors, attention, bank_cast)
         return grads.x, grads.attention, grads.bank, *[None] * 5, *grads.factors
+
+
+    @staticmethod
+    def _differentiable_backward(ctx, grad):
+
+        def plain(x, attention, bank, *factors):
+            whole = slice(None)
+            kernels = _cast(ctx.place(_mix(attention, _cast(bank, ctx.dtype), whole), *factors), ctx.dtype)
+            parts = zip(_cast(x, ctx.dtype).split(ctx.step), kernels.split(ctx.step))
+            return join([convolve_part(ctx.strategy, *part, **ctx.geometry) for part in parts])
+
+        needed = ctx.needs_input_grad
+        grads = plain_gradients(plain, ctx.saved_tensors, (*needed[:3], *needed[8:]), grad)
+        return *grads[:3], *[None] * 5, *grads[3:]
 
 
 class _Gradients:

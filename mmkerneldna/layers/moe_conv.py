@@ -8,7 +8,7 @@ Fedus et al., JMLR 2022, https://arxiv.org/abs/2101.03961
 Letters: N batch, C_in / C_out channels, g groups, n experts, k experts per image.
 """
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,24 @@ def balance_loss(probabilities: Tensor, share: Tensor) -> Tensor:
         share: (n,), the part of all assignments that each expert got; sums to 1, without gradient.
     """
     return len(share) * (share * probabilities.mean(0)).sum()
+
+
+def most_probable(probabilities: Tensor, share: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+    """The k most probable experts of each image; of equally probable ones those that were used least, then the first.
+
+    A gate that starts at zero finds all experts equally probable, so that they take turns until it knows better.
+
+    Args:
+        probabilities: p, (N, n).
+        share: (n,), as in :func:`balance_loss`.
+        k: experts per image.
+
+    Returns:
+        Their probabilities and numbers, (N, k) each.
+    """
+    by_use = share.argsort(stable=True)
+    chosen = by_use[probabilities[:, by_use].argsort(dim=1, descending=True, stable=True)[:, :k]]
+    return probabilities.gather(1, chosen), chosen
 
 
 def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -61,12 +79,17 @@ def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tenso
 
 @MODELS.register_module()
 class MoEConv2d(ExpertConv2d):
-    """``y = sum over the k most probable experts of p_e (W_e * x)`` with ``p = softmax(linear(pool(x)))``.
+    """``y = sum over the k most probable experts of p_e (W_e * x)``, ``p = softmax(linear(normalise(pool(x))))``.
 
     Cost is that of k convolutions whatever n is. The outputs are mixed, not the kernels: each image runs through its k
     experts alone. All gate values stay below one, so that even with k = 1 the gate has a gradient. The balance loss
     reaches the losses of a detector or segmenter through ``MoELossHook``, or through :func:`collect_balance_losses` in a
     loop of your own; without it the gate tends to use few experts. The bias is static.
+
+    The pooled features are normalised over their channels, without learned scale: they are of any size (a ResNet-50's reach
+    some hundreds), and a gate that is sure of itself makes the layer's output n / k times as large as an undecided one.
+    With the kernel of a static checkpoint the gate starts at zero: every gate value is 1 / n, the output that of the static
+    convolution, and the experts part as they are trained on different images.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in ``nn.Conv2d``.
@@ -114,13 +137,18 @@ class MoEConv2d(ExpertConv2d):
 
     def route(self, pooled: Tensor) -> Tensor:
         """(N, C_in) -> probabilities (N, n), in fp32 under autocast."""
-        return at_least_fp32(self.gate(pooled)).softmax(1)
+        return at_least_fp32(self.gate(F.layer_norm(pooled, pooled.shape[1:]))).softmax(1)
+
+    def make_neutral(self) -> None:
+        """Every gate value is 1 / n."""
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
         probabilities = self.route(pooled)
-        weights, chosen = probabilities.topk(self.top_k)
+        weights, chosen = most_probable(probabilities, self.share, self.top_k)
         if self._collected is not None and len(x):
             self._collect(pooled, chosen)
         x, padding = pad_for_mode(self, x)

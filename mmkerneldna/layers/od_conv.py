@@ -4,7 +4,7 @@ Omni-Dimensional Dynamic Convolution, Li et al., ICLR 2022, https://arxiv.org/ab
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +42,13 @@ class OmniAttention(nn.Module):
         self.spatial_fc = None if positions == 1 else nn.Conv2d(hidden, positions, 1)
         self.kernel_fc = None if num_experts == 1 else nn.Conv2d(hidden, num_experts, 1)
 
+    def sigmoids(self) -> List[nn.Conv2d]:
+        """The heads behind which there is a sigmoid."""
+        return [head for head in (self.channel_fc, self.filter_fc, self.spatial_fc) if head is not None]
+
     def forward(self, x: Tensor, temperature: float) -> Attentions:
         """(N, C_in, H, W) -> the attentions of each sample."""
-        hidden = F.relu(pooled_norm(self.norm, self.fc(F.adaptive_avg_pool2d(x, 1))))
+        hidden = F.relu(pooled_norm(self.norm, self.fc(F.adaptive_avg_pool2d(x, 1)), self.training))
 
         def gate(head):
             return None if head is None else (head(hidden) / temperature).sigmoid()
@@ -106,15 +110,19 @@ class ODConv2d(ExpertConv2d):
         self.temperature = check_temperature(temperature)
         hidden = hidden_channels(in_channels, reduction, 16, min_channels)
         self.attention = OmniAttention(self, hidden, num_experts, norm_cfg)
-        # every sigmoid starts at one half
-        sigmoids = (self.attention.channel_fc, self.attention.filter_fc, self.attention.spatial_fc)
-        self.static_gain = 0.5**sum(head is not None for head in sigmoids)
+        self.static_gain = 0.5**len(self.attention.sigmoids())
         self.init_weights()
 
     def init_weights(self) -> None:
         """Kaiming experts and attention, zero biases."""
         super().init_weights()
         init_attention([module for module in self.attention.modules() if isinstance(module, nn.Conv2d)])
+
+    def make_neutral(self) -> None:
+        """Every sigmoid is one half. The kernel attention stays random: a softmax sums to one whatever it is."""
+        for head in self.attention.sigmoids():
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

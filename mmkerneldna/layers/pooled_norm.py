@@ -1,9 +1,15 @@
-"""Normalise globally pooled features, (N, C, 1, 1), whatever the batch.
+"""The norms inside a layer's gate or attention, on (N, C, H, W): whatever the batch, and whatever the net does to its norms.
 
-BatchNorm behind a global pool sees N values per channel, so at N = 1 torch refuses to train: the most frequent complaint
-about ODConv, and dense prediction trains at one image per GPU as a matter of course.
+Pooled maps, (N, C, 1, 1): BatchNorm behind a global pool sees N values per channel, so at N = 1 torch refuses to train: the
+most frequent complaint about ODConv, and dense prediction trains at one image per GPU as a matter of course.
+
+Frozen norms: ``norm_eval=True``, mmdet's default, puts every norm of a backbone into evaluation mode, for their statistics
+come from a pretrained net. Those inside a freshly swapped layer come from nowhere: mean 0, variance 1. Their layer is no norm,
+so ``norm_eval`` leaves its own flag alone (a frozen stage does not), and a norm in evaluation mode inside a layer in training
+mode estimates its statistics over its first :data:`CALIBRATION_BATCHES` batches, then keeps them, as its neighbours do. It
+normalises by them as constants: the two images of a common batch are too few for statistics of their own.
 """
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -11,6 +17,10 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+#: Training batches whose statistics are averaged where a net freezes its norms. A norm that has seen as many is left alone, so
+#: that a checkpoint of a trained layer keeps its statistics.
+CALIBRATION_BATCHES = 100
 
 
 def build_pooled_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
@@ -27,41 +37,106 @@ def build_pooled_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
     return norm
 
 
-def pooled_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply ``norm`` to pooled features.
+def pooled_norm(norm: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+    """Apply ``norm`` to pooled features, or to maps.
 
     A BatchNorm that trains on fewer than two values per channel normalises by its running statistics, as constants, and
-    then moves them by its momentum towards the value it saw (mean) and its squared distance from the mean (variance).
+    then moves them by its momentum towards the value it saw (mean) and its squared distance from the mean (variance). One
+    without running statistics has nothing to go by: of a single value it leaves its bias.
 
     Args:
         norm (nn.Module): from :func:`build_pooled_norm`.
-        x (Tensor): (N, C, 1, 1); N may be 0 or 1.
+        x (Tensor): (N, C, H, W), N may be 0; a LayerNorm takes (N, C, 1, 1) alone.
+        training (bool): the mode of the layer that ``norm`` belongs to. Where it trains and ``norm`` does not, statistics
+            are estimated, see above.
 
     Returns:
-        Tensor: (N, C, 1, 1).
+        Tensor: (N, C, H, W).
     """
     if isinstance(norm, nn.LayerNorm):
         return norm(x.flatten(1)).view_as(x)
-    if isinstance(norm, _BatchNorm) and norm.training and x.shape[0] < 2 and not _synchronised(norm):
+    if not isinstance(norm, _BatchNorm):
+        return norm(x)
+    if norm.running_mean is None:
+        return norm(x) if _values(x) != 1 else _bias_alone(norm, x)
+    if not norm.training:
+        return _calibrated(norm, x) if training and (_values(x) or _synchronised(norm)) else norm(x)
+    if _values(x) < 2 and not _synchronised(norm):
         return _single_value_batch_norm(norm, x)
     return norm(x)
+
+
+def _values(x: Tensor) -> int:
+    """Number of values per channel."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def _synchronised(norm: nn.Module) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def _bias_alone(norm: _BatchNorm, x: Tensor) -> Tensor:
+    y = x * 0  # the gradient of a value less its own mean
+    return y if norm.bias is None else y + norm.bias.to(x.dtype).view(-1, 1, 1)
+
+
 def _single_value_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
-    mean, var = norm.running_mean.clone(), norm.running_var.clone()
-    out = nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
-    if norm.track_running_stats and x.shape[0] == 1:
-        _move_running_stats(norm, x.detach().flatten().to(mean.dtype))
+    out = _by_running_stats(norm, x)
+    if len(x):
+        norm.num_batches_tracked.add_(1)
+        momentum = norm.num_batches_tracked.reciprocal() if norm.momentum is None else norm.momentum
+        _move_running_stats(norm, *_moments(norm, x), True, momentum)
     return out
 
 
-@torch.no_grad()
-def _move_running_stats(norm: _BatchNorm, value: Tensor) -> None:
+def _calibrated(norm: _BatchNorm, x: Tensor) -> Tensor:
     norm.num_batches_tracked.add_(1)
-    momentum = 1.0 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-    norm.running_var.lerp_((value - norm.running_mean).square(), momentum)
-    norm.running_mean.lerp_(value, momentum)
+    seen = norm.num_batches_tracked
+    # weighted so that the running statistics are the average over all batches; a tensor, for no CPU waits for it
+    weight = seen.reciprocal() * (seen <= CALIBRATION_BATCHES)
+    mean, var = _moments(norm, x)
+    if _synchronised(norm):
+        mean, var = _over_processes(norm, mean, var, _values(x))
+    _move_running_stats(norm, mean, var, _values(x) == 1 and not _synchronised(norm), weight)
+    return _by_running_stats(norm, x)
+
+
+def _by_running_stats(norm: _BatchNorm, x: Tensor) -> Tensor:
+    # copies: a layer that is used twice moves the statistics that the first backward pass still needs
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    return nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+@torch.no_grad()
+def _moments(norm: _BatchNorm, x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Mean and variance per channel; zeros of an empty batch."""
+    values = x.detach().to(norm.running_mean.dtype)
+    if not _values(x):
+        return torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
+    var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+    return mean, var
+
+
+@torch.no_grad()
+def _over_processes(norm: nn.SyncBatchNorm, mean: Tensor, var: Tensor, values: int) -> Tuple[Tensor, Tensor]:
+    sums = torch.cat([mean, var + mean.square(), torch.ones_like(mean[:1])]) * values
+    dist.all_reduce(sums, group=norm.process_group)
+    mean, square = (sums[:-1] / sums[-1].clamp(min=1)).chunk(2)
+    return mean, square - mean.square()
+
+
+@torch.no_grad()
+def _move_running_stats(norm: _BatchNorm, mean: Tensor, var: Tensor, single: bool, weight) -> None:
+    """Mix the statistics of a batch into the running ones, which count for ``1 - weight``.
+
+    The variance of a mixture is the mean of the variances plus that of the means. A single value has no variance: its
+    squared distance from the running mean stands for it.
+    """
+    distance = (mean - norm.running_mean).square()
+    spread = distance if single else var + (1 - weight) * distance
+    norm.running_var.lerp_(spread, _as_weight(weight, spread))
+    norm.running_mean.lerp_(mean, _as_weight(weight, mean))
+
+
+def _as_weight(weight, like: Tensor):
+    return weight.to(like) if isinstance(weight, Tensor) else weight

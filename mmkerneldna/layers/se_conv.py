@@ -3,18 +3,22 @@
 Gate: KernelDNA, Huang et al., https://arxiv.org/abs/2503.23379, in the form of squeeze and excitation, Hu et al.,
 CVPR 2018, https://arxiv.org/abs/1709.01507
 """
-from typing import Optional
+from typing import Dict, Optional
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .expert_conv import hidden_channels
 from .input_gate import InputGate
+from .static_start import StaticStart
 
 
 @MODELS.register_module()
-class SEConv2d(nn.Conv2d):
+class SEConv2d(StaticStart, nn.Conv2d):
     """``y = conv2d(g(x) * x, W)``: a child convolution of KernelDNA with a kernel of its own and no modulation.
+
+    With the kernel of a static checkpoint it starts as the static convolution: the gate is one half for every input, and the
+    kernel twice the static one.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
@@ -44,7 +48,7 @@ class SEConv2d(nn.Conv2d):
                  norm_cfg: Optional[dict] = dict(type='BN')) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         hidden_channels(in_channels, reduction, 4)  # refuses a reduction that is out of range
-        self.gate = InputGate(in_channels, min(reduction, in_channels), norm_cfg)
+        self.gate = InputGate(in_channels, min(reduction, in_channels), norm_cfg, calibrate=True)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -53,6 +57,11 @@ class SEConv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         self.gate.reset_parameters()
+
+    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+        """See :class:`.static_start.StaticStart`."""
+        self.gate.make_neutral()
+        return dict(weight=kernel * 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

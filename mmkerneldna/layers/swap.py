@@ -26,10 +26,10 @@ def swap_convs(module: nn.Module,
     A pattern is a glob over the whole path (``'layer3.*.conv2'``; ``*`` also matches dots), or a regular expression for
     the whole path behind ``re:`` (``'re:layer[34]\\.\\d+\\.conv2'``).
 
-    The new layers take the geometry, bias, device, dtype and mode of the old ones, not their weights: n experts that
-    start alike would learn alike. To keep a trained net, load its static weights *after* the swap: a static kernel
-    seeds every expert (see :class:`.expert_conv.ExpertConv2d`). With ``init_cfg=dict(type='Pretrained', ...)`` in the
-    inner config that is what happens, for a runner initialises the weights of the swapped net.
+    The new layers take the geometry, bias, device, dtype and mode of the old ones, not their weights. To keep a trained net,
+    load its static weights *after* the swap: a layer that finds a static kernel in its place starts as that convolution (see
+    :mod:`.static_start`). With ``init_cfg=dict(type='Pretrained', ...)`` in the inner config that is what happens, for a
+    runner initialises the weights of the swapped net.
 
     A layer class may define ``build_swapped(convs, **cfg)``, a classmethod from {path: conv} to {path: new layer}, when
     its layers depend on one another (shared warehouses), and ``paper_patterns``, {net: patterns}.

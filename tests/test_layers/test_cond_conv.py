@@ -1,3 +1,4 @@
+import pytest
 import torch
 from conv_cases import assert_same_as, conv_cases, naive_conv
 from hypothesis import given, settings
@@ -28,9 +29,13 @@ def test_paper_has_eight_experts():
     assert CondConv2d(4, 6, 3).weight.shape == (8, 6, 4, 3, 3)
 
 
-def test_static_checkpoint_gives_the_static_output_while_the_routing_is_neutral():
-    static, layer = torch.nn.Conv2d(4, 6, 3), CondConv2d(4, 6, 3)
-    torch.nn.init.zeros_(layer.routing.weight)
+@pytest.mark.parametrize('num_experts', [1, 2, 3, 8])
+def test_static_start_routes_to_pairs_of_opposite_logits(num_experts):
+    static, layer = torch.nn.Conv2d(4, 6, 3), CondConv2d(4, 6, 3, num_experts=num_experts)
     layer.load_state_dict(static.state_dict(), strict=False)
-    x = torch.randn(2, 4, 7, 7)
-    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
+    weight = layer.routing.weight
+    for first in range(0, num_experts - 1, 2):
+        assert weight[first].abs().min() > 0 and torch.equal(weight[first], -weight[first + 1])
+    assert num_experts % 2 == 0 or not weight[-1].any()
+    x = 100 * torch.randn(2, 4, 7, 7)
+    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-3)

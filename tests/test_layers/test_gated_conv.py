@@ -60,12 +60,68 @@ def test_gradcheck(kernel, bias):
     assert torch.autograd.gradcheck(lambda *a: gated_conv2d(*a, (2, 2), (1, 1), (1, 1), 2), arguments)
 
 
-def test_second_derivative_is_refused():
-    arguments = _arguments(3, 1, False)
-    y = gated_conv2d(*arguments, (1, 1), (1, 1), (1, 1), 1)
-    grad, = torch.autograd.grad(y.square().sum(), arguments[0], create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
+@pytest.mark.parametrize('kernel, bias', [(1, True), (3, False)])
+def test_gradgradcheck(kernel, bias):
+    arguments = tuple(a if a is None else a[:, :, :4, :4].detach().requires_grad_() if i == 0 else a
+                      for i, a in enumerate(_arguments(kernel, 2, bias)))
+    assert torch.autograd.gradgradcheck(lambda *a: gated_conv2d(*a, (1, 1), (1, 1), (1, 1), 2), arguments)
+
+
+def test_second_derivative_does_not_count_a_gate_that_depends_on_the_input_twice():
+    x, gate, weight, filter_scale, spatial_scale, _ = _arguments(3, 1, False)
+
+    def hessian_times_ones(convolve):
+        g = x.mean((2, 3), keepdim=True).sigmoid() * gate
+        y = convolve(x, g, weight, filter_scale, spatial_scale, None, (1, 1), (1, 1), (1, 1), 1)
+        first = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
+        return first, torch.autograd.grad(sum(t.sum() for t in first), (x, gate, weight, filter_scale, spatial_scale))
+
+    actual, expected = hessian_times_ones(gated_conv2d), hessian_times_ones(_plain)
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_first_derivative_under_autocast_can_be_differentiated():
+    child, x = _child(), torch.randn(2, 8, 6, 6, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        y = child(x)
+    grads = torch.autograd.grad(y.float().square().sum(), [x, child.weight], create_graph=True)
+    sum(g.square().sum() for g in grads).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in child.parameters() if p is not child.bias)
+
+
+def _functional(child):
+    state = {**dict(child.named_parameters()), **dict(child.named_buffers())}
+    return state, lambda state, x: torch.func.functional_call(child, state, (x, )).square().mean()
+
+
+def test_func_transforms():
+    child, x = _child().double(), torch.randn(3, 8, 5, 5, dtype=torch.double)
+    state, loss = _functional(child)
+    child.zero_grad()
+    loss(state, x).backward()
+    expected = {name: p.grad.clone() for name, p in child.named_parameters()}
+    parameters = {name: p.detach() for name, p in child.named_parameters()}
+    buffers = {name: b for name, b in child.named_buffers()}
+
+    def of(parameters, x):
+        return loss({**parameters, **buffers}, x)
+
+    grads = torch.func.grad(of)(parameters, x)
+    torch.testing.assert_close(grads, expected)
+    of_each = torch.func.vmap(torch.func.grad(of), (None, 0))(parameters, x.unsqueeze(1))
+    torch.testing.assert_close({name: g.mean(0) for name, g in of_each.items()}, expected)
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+    _, slope = torch.func.jvp(lambda p: of(p, x), (parameters, ), (tangents, ))
+    torch.testing.assert_close(slope, sum((grads[name] * tangents[name]).sum() for name in grads))
+
+
+def test_forward_mode_differentiation():
+    child, x = _child().double(), torch.randn(2, 8, 5, 5, dtype=torch.double)
+    tangent, step = torch.randn_like(x), 1e-6
+    with torch.autograd.forward_ad.dual_level():
+        slope = torch.autograd.forward_ad.unpack_dual(child(torch.autograd.forward_ad.make_dual(x, tangent))).tangent
+    expected = (child(x + step * tangent) - child(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-7)
 
 
 def _child(channels=8):

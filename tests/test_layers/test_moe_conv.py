@@ -8,14 +8,16 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkerneldna.layers import MoEConv2d
-from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, collect_balance_losses, moe_layers
+from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, collect_balance_losses, moe_layers, most_probable
 
 
 def naive_moe_conv(layer, x):
     """Every expert on every image; those that are not among the k most probable count zero."""
     outputs = []
     for sample in x:
-        p = torch.softmax(layer.gate.weight @ sample.mean((1, 2)) + layer.gate.bias, 0)
+        pooled = sample.mean((1, 2))
+        pooled = (pooled - pooled.mean()) / ((pooled - pooled.mean()).square().mean() + 1e-5).sqrt()
+        p = torch.softmax(layer.gate.weight @ pooled + layer.gate.bias, 0)
         chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[:layer.top_k]
         outputs.append(sum((p[e] if e in chosen else 0) * naive_conv(layer, sample, layer.weight[e]) for e in range(len(p))))
     y = torch.stack(outputs)
@@ -42,13 +44,48 @@ def test_cost_is_that_of_k_convolutions(batch):
     assert [flops(MoEConv2d(8, 8, 3, num_experts=8, top_k=k)) for k in (1, 2, 4, 8)] == [one, 2 * one, 4 * one, 8 * one]
 
 
-def test_static_checkpoint_gives_the_static_output_while_the_gate_is_undecided():
-    static, layer = nn.Conv2d(4, 6, 3), MoEConv2d(4, 6, 3, num_experts=4, top_k=2)
-    nn.init.zeros_(layer.gate.weight)
-    result = layer.load_state_dict(static.state_dict(), strict=False)
-    assert not result.unexpected_keys
-    x = torch.randn(2, 4, 7, 7)
-    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_equally_probable_experts_take_turns(top_k):
+    p = torch.full((3, 4), 0.25)
+    weights, chosen = most_probable(p, torch.tensor([0.4, 0.1, 0.3, 0.2]), top_k)
+    assert chosen.tolist() == [[1, 3][:top_k]] * 3 and weights.eq(0.25).all()
+    assert most_probable(p, torch.full((4, ), 0.25), top_k)[1].tolist() == [[0, 1][:top_k]] * 3
+    p = torch.tensor([[0.4, 0.1, 0.4, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    assert most_probable(p, torch.tensor([0.4, 0.1, 0.3, 0.2]), 1)[1].tolist() == [[2], [3]]
+
+
+def test_experts_that_start_as_one_static_kernel_part_for_two_kinds_of_images():
+    """Each kind of image needs a kernel of its own; the kinds differ in the mean of two channels."""
+    kinds = [nn.Conv2d(4, 4, 3, bias=False) for _ in range(2)]
+    static = nn.Conv2d(4, 4, 3, bias=False)
+    with torch.no_grad():
+        static.weight.copy_((kinds[0].weight + kinds[1].weight) / 2)
+    layer = MoEConv2d(4, 4, 3, bias=False, num_experts=4).train()
+    layer.load_state_dict(static.state_dict(), strict=False)
+
+    def batch(size=8):
+        kind = torch.arange(size) % 2
+        x = torch.randn(size, 4, 8, 8)
+        x[kind == 0, 0] += 1
+        x[kind == 1, 1] += 1
+        with torch.no_grad():
+            return x, kind, torch.stack([kinds[k](image[None])[0] for image, k in zip(x, kind)])
+
+    x, kind, target = batch(32)
+    start = (layer(x) - target).square().mean().item()
+    assert start == pytest.approx((static(x) - target).square().mean().item(), rel=1e-5)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.02)
+    for _ in range(200):
+        images, _, wanted = batch()
+        with collect_balance_losses(moe_layers(layer)) as total:
+            loss = (layer(images) - wanted).square().mean() + 0.01 * total()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    layer.eval()
+    assert (layer(x) - target).square().mean() < 0.2 * start
+    _, chosen = most_probable(layer.route(x.mean((2, 3))), layer.share, 1)
+    assert not set(chosen[kind == 0].flatten().tolist()) & set(chosen[kind == 1].flatten().tolist())
 
 
 @settings(deadline=None, max_examples=30)

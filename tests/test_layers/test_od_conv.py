@@ -52,15 +52,14 @@ def test_hidden_width_is_a_sixteenth_but_at_least_sixteen(channels, hidden):
     assert ODConv2d(channels, 4, 1).attention.fc.out_channels == hidden
 
 
-def test_static_checkpoint_gives_the_static_output_while_the_attention_is_neutral():
+def test_static_start_keeps_a_random_kernel_attention():
     torch.manual_seed(0)
     static, layer = torch.nn.Conv2d(4, 6, 3, padding=1), ODConv2d(4, 6, 3, padding=1)
-    for head in (layer.attention.channel_fc, layer.attention.filter_fc, layer.attention.spatial_fc):
-        torch.nn.init.zeros_(head.weight)
     kernel = static.weight.clone()
     state = static.state_dict()
     result = layer.load_state_dict(state, strict=False)
     assert not result.unexpected_keys and all(key.startswith('attention.') for key in result.missing_keys)
     assert state['weight'].shape == kernel.shape, "the caller's state dict was changed"
+    assert layer.attention.kernel_fc.weight.any() and not layer.attention.channel_fc.weight.any()
     x = torch.randn(2, 4, 7, 7)
     torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""Start a dynamic layer as the static convolution whose kernel it is given: swap the convolutions, then load static weights.
+
+A layer from scratch starts as its paper says, with random attention. That attention would distort a pretrained net's features
+layer by layer, so where a static kernel is loaded, the attention starts neutral: the layer computes what the static one did,
+and departs from it as it learns.
+"""
+from typing import Dict, Optional, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+
+def kernel_shape(conv: nn.Module) -> Tuple[int, int, int, int]:
+    """Shape of a static convolution's kernel of this geometry, (C_out, C_in/g, k, k)."""
+    return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+
+
+def holds_static(layer: nn.Module, state_dict: Dict[str, Tensor], prefix: str) -> bool:
+    """Whether ``state_dict`` has, in the place of ``layer``, a static convolution: its kernel, and nothing but a bias."""
+    kernel = state_dict.get(f'{prefix}weight')
+    if kernel is None or tuple(kernel.shape) != kernel_shape(layer):
+        return False
+    return not any(key.startswith(prefix) and key[len(prefix):] not in ('weight', 'bias') for key in state_dict)
+
+
+class StaticStart:
+    """Before the ``nn.Module`` in the bases of a layer that :meth:`seed` starts from a static kernel."""
+
+    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Tensor]:
+        """Make the attention neutral and give the layer's own form of the static weights.
+
+        Args:
+            kernel: (C_out, C_in/g, k, k).
+            bias: (C_out,) or None.
+
+        Returns:
+            The entries of the layer's state dict that stand for them, by name.
+        """
+        raise NotImplementedError
+
+    def can_seed(self) -> bool:
+        """Whether some setting of this layer is that static convolution."""
+        return True
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
+        if self.can_seed() and holds_static(self, state_dict, prefix):
+            names = [f'{prefix}{name}' for name in ('weight', 'bias')]
+            with torch.no_grad():
+                seeds = self.seed(*(state_dict.get(name) for name in names))
+            # the caller's dict stays as it was
+            state_dict = {key: value for key, value in state_dict.items() if key not in names}
+            state_dict.update({f'{prefix}{name}': value for name, value in seeds.items() if value is not None})
+            print_log(f'{prefix}weight: a static kernel; {type(self).__name__} starts as that convolution', logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
