@@ -7,6 +7,7 @@ Fedus et al., JMLR 2022, https://arxiv.org/abs/2101.03961
 
 Letters: N batch, C_in / C_out channels, g groups, n experts, k experts per image.
 """
+import math
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, Tuple
 
@@ -137,7 +138,8 @@ class MoEConv2d(ExpertConv2d):
 
     def route(self, pooled: Tensor) -> Tensor:
         """(N, C_in) -> probabilities (N, n), in fp32 under autocast."""
-        return at_least_fp32(self.gate(F.layer_norm(pooled, pooled.shape[1:]))).softmax(1)
+        features = F.layer_norm(pooled, pooled.shape[1:]) / math.sqrt(pooled.shape[1])
+        return at_least_fp32(self.gate(features)).softmax(1)
 
     def make_neutral(self) -> None:
         """Every gate value is 1 / n."""

@@ -72,6 +72,28 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(function, (x, attention, experts, spatial, channel))
 
 
+def test_second_derivative_is_that_of_the_formula():
+    tensors = make(2, 2, kernel=2)
+    function = lambda *t: mixture_conv2d(*t[:3], padding=1, scales=t[3:])  # noqa: E731
+
+    def second(y):
+        grads = torch.autograd.grad(y.pow(3).sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+
+    torch.testing.assert_close(second(function(*tensors)), second(plain(*tensors, padding=1)))
+
+
+def test_func_transforms():
+    x, attention, experts, *scales = (t.detach() for t in make(3, 2))
+
+    def loss(attention, x, *scales):
+        return mixture_conv2d(x, attention, experts, padding=1, scales=scales).square().sum()
+
+    expected = attention.clone().requires_grad_()
+    loss(expected, x, *scales).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(attention, x, *scales), expected.grad)
+
+
 @pytest.mark.parametrize('strategy', ['matmul', 'loop'])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_pointwise_kernels(strategy, stride):
@@ -154,13 +176,6 @@ def test_gradients_of_samples_are_not_filled_to_the_size_of_the_batch(monkeypatc
     names = [event.name for event in profile.events()]
     assert names.count('aten::convolution_backward') == 8
     assert names.count('aten::slice_backward') + names.count('aten::select_backward') <= 1
-
-
-def test_second_derivative_is_refused():
-    x, attention, experts, *_ = make()
-    grad, = torch.autograd.grad(mixture_conv2d(x, attention, experts).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
 
 
 def test_plain_path_where_nothing_can_be_recomputed(monkeypatch):

@@ -16,7 +16,7 @@ def naive_moe_conv(layer, x):
     outputs = []
     for sample in x:
         pooled = sample.mean((1, 2))
-        pooled = (pooled - pooled.mean()) / ((pooled - pooled.mean()).square().mean() + 1e-5).sqrt()
+        pooled = (pooled - pooled.mean()) / ((pooled - pooled.mean()).square().mean() + 1e-5).sqrt() / len(pooled)**0.5
         p = torch.softmax(layer.gate.weight @ pooled + layer.gate.bias, 0)
         chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[:layer.top_k]
         outputs.append(sum((p[e] if e in chosen else 0) * naive_conv(layer, sample, layer.weight[e]) for e in range(len(p))))
