@@ -7,6 +7,6 @@ much.
 """
 _base_ = './fcn_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py'
 custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
-conv = dict(type='DCDConv2d')
+conv = dict(type='DCDConv2d', form='mobilenet')
 model = dict(
     backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))

@@ -7,6 +7,6 @@ tools/benchmark.py measures how much.
 """
 _base_ = './mask-rcnn_mobilenet-v2_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
-conv = dict(type='DCDConv2d')
+conv = dict(type='DCDConv2d', form='mobilenet')
 model = dict(
     backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))

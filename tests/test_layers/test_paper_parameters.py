@@ -42,9 +42,9 @@ def dcd_extras(net: str) -> int:
     ('mv2', dict(type='DyConv2d'), None, 12.40),
     ('r18', dict(type='CondConv2d'), cond_conv_extras, 81.35),
     ('mv2', dict(type='CondConv2d'), cond_conv_extras, 22.88),
-    ('r18', dict(type='DCDConv2d'), dcd_extras, 14.70),
+    ('r18', dict(type='DCDConv2d', pool_size=2), dcd_extras, 14.70),
     ('r50', dict(type='DCDConv2d'), dcd_extras, 29.84),
-    ('mv2', dict(type='DCDConv2d', reduction=16), None, 5.54),  # printed as 5.5; what the published weights were trained with
+    ('mv2', dict(type='DCDConv2d', form='mobilenet', reduction=16), None, 5.54),  # printed as 5.5; what the published weights were trained with
 ])
 def test_published_parameters(net, conv, extras, published):
     backbone = swap_convs(NETS[net](), conv)
@@ -54,7 +54,7 @@ def test_published_parameters(net, conv, extras, published):
 
 @pytest.mark.parametrize('net, conv, millions', [
     ('r18', dict(type='CondConv2d'), 77.768),  # published 81.35: see cond_conv_extras
-    ('r18', dict(type='DCDConv2d'), 14.573),  # published 14.70: see dcd_extras
+    ('r18', dict(type='DCDConv2d', pool_size=2), 14.573),  # published 14.70: see dcd_extras
 ])
 def test_nets_whose_published_figure_counts_more_than_the_backbone(net, conv, millions):
     backbone = swap_convs(NETS[net](), conv)
@@ -62,7 +62,7 @@ def test_nets_whose_published_figure_counts_more_than_the_backbone(net, conv, mi
 
 
 def test_dcd_mobilenet_is_that_of_the_released_code():
-    static, net = NETS['mv2'](), swap_convs(NETS['mv2'](), dict(type='DCDConv2d'))
+    static, net = NETS['mv2'](), swap_convs(NETS['mv2'](), 'dcd')
     layers = [m for m in net.modules() if isinstance(m, DCDConv2d)]
     assert len(layers) == 32 and sum(p.numel() for p in net.parameters()) == 5_991_248
     assert sum(p.numel() for p in static.parameters()) == 2_223_872
@@ -72,7 +72,7 @@ def test_dcd_mobilenet_is_that_of_the_released_code():
 
 
 def test_fd_resnet_50_is_that_of_the_authors():
-    static, net = NETS['r50'](), swap_convs(NETS['r50'](), dict(type='FDConv2d'))
+    static, net = NETS['r50'](), swap_convs(NETS['r50'](), 'fdconv')
     paths = [path for path, m in net.named_modules() if isinstance(m, FDConv2d)]
     assert len(paths) == 48 and all(path.split('.')[-1] in ('conv1', 'conv2', 'conv3') for path in paths)
     extra = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in static.parameters())

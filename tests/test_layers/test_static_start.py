@@ -29,7 +29,7 @@ RIVALS = {
 }
 EXACT = 1e-3  # relative; the sums of a mixture are rounded, and some fifty layers carry it on
 NETS = {
-    'r18': lambda **options: ResNet(18, base_channels=32, **options),
+    'r18': lambda **options: ResNet(18, base_channels=16, **options),
     'r50': lambda **options: ResNet(50, base_channels=16, **options),
     'mv2': lambda **options: MobileNetV2(0.5, out_indices=(1, 2, 4, 6), **options),
 }
