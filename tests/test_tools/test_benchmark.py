@@ -51,7 +51,7 @@ def check_files(folder, rows):
 @pytest.mark.parametrize('reason', ['threads waited', ''])
 def test_disturbed_measurements_are_marked(tmp_path, monkeypatch, capsys, reason):
     monkeypatch.setattr('mmkerneldna.measure.latency.disturbance', lambda samples, device: reason)
-    row, = measure(tmp_path, str(ROOT / STATIC), '--scope', 'backbone', '--batch', '1', '--size', '32',
+    row, = measure(tmp_path, str(ROOT / STATIC), '--scope', 'backbone', '--batch', '1', '--size', '64',
                    '--train-step')['rows']
     assert (row['disturbed'], row['train_disturbed']) == (reason or None, reason or None)
     explained = '* the machine was busy with something else'
