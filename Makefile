@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 MMCV := $(shell grep '^onedl-mmcv==' requirements.txt)
 TEST_JOBS ?= 2
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check
+# pip's whole output is in the log
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet --log $(VENV)/setup.log
 STAMPS := $(VENV)/.stamps
 # another TORCH or another mmcv version is another stamp, so mmcv is compiled again, never by a plain `pip install -r`
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' "$(TORCH)" | cksum | cut -d' ' -f1)
@@ -29,10 +30,10 @@ lint: setup
 	$(PY) -m mypy
 
 demo: setup
-	$(PY) tools/demo.py
+	@$(PY) tools/demo.py
 
 doctor: setup
-	$(PY) tools/doctor.py
+	@$(PY) tools/doctor.py
 
 clean:
 	rm -rf $(VENV) build mmkerneldna.egg-info mmkerneldna/.mim
@@ -51,8 +52,9 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS) && touch $@
 
 $(TORCH_STAMP): $(STAMPS)/venv
-	$(PIP) 'setuptools>=80' wheel packaging ninja
-	$(PIP) $(TORCH)
+	@echo "installing $(TORCH), log in $(VENV)/setup.log"
+	@$(PIP) 'setuptools>=80' wheel packaging ninja
+	@$(PIP) $(TORCH)
 	@rm -f $(STAMPS)/torch-* && touch $@
 
 # CUDA ops are compiled when torch has CUDA and nvcc is there. No wheel cache: pip's key does not know the torch build.
@@ -65,11 +67,13 @@ $(MMCV_STAMP): $(TORCH_STAMP)
 
 # the headless OpenCV last: both builds share one folder, and this one needs no libGL
 $(STAMPS)/requirements: $(MMCV_STAMP) requirements.txt
-	$(PIP) -r requirements.txt
-	$(PIP) --no-deps --force-reinstall $$(grep '^opencv-python-headless==' requirements.txt)
-	$(PY) -m pip check
+	@echo "installing requirements.txt"
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --force-reinstall $$(grep '^opencv-python-headless==' requirements.txt)
+	@$(PY) -m pip check > /dev/null || $(PY) -m pip check
 	@touch $@
 
 $(STAMPS)/package: $(STAMPS)/requirements pyproject.toml setup.py
-	$(PIP) --no-build-isolation --no-deps -e .
+	@echo "installing mmkerneldna itself"
+	@$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@

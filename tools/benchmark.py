@@ -21,14 +21,15 @@ import argparse
 from itertools import product
 from pathlib import Path
 
+import _before_imports  # noqa: F401  (before torch)
 import torch
 from mmengine.config import DictAction
 
 from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna import launch
-from mmkerneldna.launch.arguments import (add_deploy_arguments, add_device_argument, add_variant_argument, deploy_options,
-                                          image_size, number)
+from mmkerneldna.launch.arguments import (add_deploy_arguments, add_device_argument, add_variant_argument,
+                                          add_verbose_argument, deploy_options, image_size, number)
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
 from mmkerneldna.measure.environment import describe, environment
@@ -63,6 +64,7 @@ def parse_args():
     parser.add_argument('--warmup', type=number(0), default=5, help='rounds before them')
     parser.add_argument('--threads', type=number(1), help='CPU threads of torch')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark'))
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

@@ -14,6 +14,7 @@ made-up ones in all of them: --proposals boxes per image reach the second stage 
 import argparse
 from typing import Callable, Dict, List
 
+import _before_imports  # noqa: F401  (before torch)
 import numpy as np
 import torch
 from mmengine.hub import get_config
@@ -28,7 +29,7 @@ from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import run_parts
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, image_size, number
+from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, image_size, number
 from mmkerneldna.measure.clock import Sample, disturbance
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.latency import Failure, interleaved_samples
@@ -60,6 +61,7 @@ def parse_args():
     parser.add_argument('--threads', type=number(1), default=torch.get_num_threads())
     parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
     parser.add_argument('--rounds', type=number(1), default=30)
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

@@ -8,11 +8,12 @@ The rules of ``select_per_sample`` are read off this table.
 import argparse
 from typing import Callable, Dict
 
+import _before_imports  # noqa: F401  (before torch)
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmkerneldna.launch.arguments import device, number
+from mmkerneldna.launch.arguments import add_verbose_argument, device, number
 from mmkerneldna.layers.mixture import mixture_conv2d
 from mmkerneldna.layers.per_sample import PER_SAMPLE, select_per_sample
 from mmkerneldna.measure.latency import Failure, time_interleaved
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', type=device, default='cpu')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--backward', action='store_true', help='time forward and backward')
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

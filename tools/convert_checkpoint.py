@@ -14,8 +14,10 @@ import argparse
 import os
 from functools import partial
 
+import _before_imports  # noqa: F401  (before torch)
 import torch
 
+from mmkerneldna.launch.arguments import add_verbose_argument
 from mmkerneldna.checkpoints import convert_dcd, convert_fdconv, convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
 from mmkerneldna.errors import one_line_errors
@@ -39,6 +41,7 @@ def parse_args():
     parser.add_argument('target', help='file to write')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
                         help='read a file that holds more than weights; that can run code: only for files you trust')
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

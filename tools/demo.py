@@ -4,22 +4,34 @@ Some eight minutes on two CPU cores. Stopped by ctrl-C and started again, it goe
 """
 import argparse
 import hashlib
-import json
-import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config
-from rich.console import Console
+import _before_imports  # noqa: F401  (before torch)
 
-from mmkerneldna.datasets import DataError, chance_scores
+from mmkerneldna.datasets import chance_scores
+from mmkerneldna.errors import one_line_errors
+from mmkerneldna.launch.arguments import add_verbose_argument
+from mmkerneldna.launch.quiet import quiet_output
+from mmkerneldna.measure.environment import describe, environment
+from mmkerneldna.measure.input_size import size_from_config
+from mmkerneldna.measure.tables import wide_console
+from mmkerneldna.measure.workload import Workload
+from mmkerneldna.runs.comparison import Variant, variant_rows
+from mmkerneldna.runs.report import make_report, show_report, write_report
+from mmkerneldna.runs.side_by_side import measure, with_cost
+from mmkerneldna.runs.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes', 'upernet_r18_shapes',
-        'upernet_kdna-r18_shapes')
-console = Console()
+# The first of each is what the others are compared with.
+STUDIES = {
+    'detection': ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes'),
+    'segmentation': ('upernet_r18_shapes', 'upernet_kdna-r18_shapes'),
+}
+console = wide_console()
 
 
 def parse_args():
@@ -27,78 +39,90 @@ def parse_args():
     parser.add_argument('--data-root', type=Path, default=Path('data/shapes'), help='where the shapes are, or go')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='where runs and report go')
     parser.add_argument('--only-data', action='store_true', help='generate the data set and stop')
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 
 def run_tool(tool: str, *arguments) -> None:
     """Run one of the tools; its output passes through. Leaves when it fails: it has said why."""
-    status = subprocess.run([sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]).returncode
+    status = subprocess.run([sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)], check=False).returncode
     if status:
         raise SystemExit(f'error: tools/{tool} {arguments[0]} ended with status {status}; its message is above')
 
 
-def train_and_test(name: str, work_dir: Path, data_root: Path) -> None:
-    """One config from start to score, unless that is done; an interrupted training is resumed."""
-    config = ROOT / 'configs' / 'shapes' / f'{name}.py'
-    state_file, digest = work_dir / 'demo.json', recipe_digest(config, data_root)
-    state = json.loads(state_file.read_text()) if state_file.is_file() else {}
-    if state.get('digest') not in (None, digest):
-        console.print(f'{name}: config or data changed since the last time, training anew', highlight=False)
-        shutil.rmtree(work_dir)
-    elif state.get('finished'):
-        console.print(f'{name}: done before', highlight=False)
-        return
-    work_dir.mkdir(parents=True, exist_ok=True)
-    state_file.write_text(json.dumps(dict(digest=digest, finished=False)))
-    data = ('--cfg-options', f'data_root={data_root}')
-    run_tool('train.py', config, '--work-dir', work_dir, '--resume', '--seed', 0, *data)
-    checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-    run_tool('test.py', config, checkpoint, '--work-dir', work_dir, *data)
-    state_file.write_text(json.dumps(dict(digest=digest, finished=True)))
+def config_of(name: str) -> Path:
+    """The file of a run's config."""
+    return ROOT / 'configs' / 'shapes' / f'{name}.py'
 
 
-def recipe_digest(config: Path, data_root: Path) -> str:
-    """Tells whether a finished run is still what the config and the data ask for."""
-    recipe = Config.fromfile(config).pretty_text + (data_root / 'dataset.json').read_text()
-    return hashlib.sha256(recipe.encode()).hexdigest()
+def study_of(task: str, args) -> Study:
+    """The runs of one task. A run of other data or another config is trained anew."""
+    variants = [Variant(name, str(config_of(name))) for name in STUDIES[task]]
+    data = hashlib.sha256((args.data_root / 'dataset.json').read_bytes()).hexdigest()
+    return Study(variants, args.work_dir / task, ROOT / 'tools', options=[f'data_root={args.data_root}'],
+                 facts=dict(data=data), anew=True)
+
+
+def train(study: Study):
+    """Runs, configs and rows of a task. Leaves when a run fails."""
+    runs, configs = study.plan()
+    rows = []
+    for run in runs:
+        console.print(f'{run.variant.name}{", finished before" if run.finished else ""}', highlight=False)
+        rows.append(study.run(run, console))
+        if rows[-1]['score'] is None:
+            raise SystemExit(1)
+    return runs, configs, rows
+
+
+def compare(study: Study):
+    """Rows of a task for the table: scores of the tests, cost of all variants measured in turns."""
+    runs, configs, rows = train(study)
+    size = size_from_config(configs[study.variants[0].name]) or (224, 224)
+    with quiet_output():
+        costs = measure(configs, runs, Workload(1, size, 'cpu'), 10, study.work_dir)
+    return with_cost(variant_rows(rows, study.variants), costs)
 
 
 def compare_backbones(out_dir: Path) -> None:
-    """Time the two backbones in one process, taking turns: each run times its own model, minutes apart."""
-    static, kdna = (ROOT / 'configs' / 'shapes' / f'{name}.py' for name in RUNS[:2])
+    """Time the two backbones alone, taking turns."""
+    static, kdna = map(config_of, STUDIES['detection'])
     run_tool('benchmark.py', f'static={static}', f'kdna={kdna}', '--scope', 'backbone', '--batch', 1, 8, '--size', 192,
              '--repeats', 10, '--out-dir', out_dir)
 
 
-def report(work_dir: Path, data_root: Path) -> None:
-    """Write table and plot of the four runs, next to what guessing scores; the last lines say where they lie."""
+def report(rows, work_dir: Path, data_root: Path) -> None:
+    """Write table and plot of all runs, next to what guessing scores; the last lines say where they lie."""
     chance = chance_scores(data_root)
-    run_tool('report.py', *(work_dir / name for name in RUNS), '--title', 'Shapes, trained from scratch',
-             '--out-dir', work_dir / 'report')
+    facts = ['Latency: test_step of the trained models, batch 1, all models of a task in one process, taking turns.',
+             describe(environment('cpu'))]
+    made = make_report(rows, 'Shapes, trained from scratch', facts)
+    paths = write_report(made, work_dir / 'report')
+    show_report(made, console)
     console.print(f'guessing scores box AP {100 * chance["box AP"]:.1f}, mIoU {chance["mIoU"]:.1f}', highlight=False)
-    console.print(f'table: {work_dir}/report/report.html (also .md, .csv, .json)', highlight=False)
-    console.print(f'plot:  {work_dir}/report/pareto.png', highlight=False)
+    console.print(f'table: {paths["html"]} (also .md, .csv, .json)', highlight=False)
+    console.print(f'plot:  {paths["png"]}', highlight=False)
 
 
 def main():
     args, start = parse_args(), time.monotonic()
-    console.rule('shapes')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: the training stops too
     run_tool('make_shapes.py', '--data-root', args.data_root)
     if args.only_data:
         return
-    for number, name in enumerate(RUNS, 1):
-        console.rule(f'{number} of {len(RUNS)}: {name}, {(time.monotonic() - start) / 60:.1f} min so far')
-        train_and_test(name, args.work_dir / name, args.data_root)
+    rows = []
+    for task in STUDIES:
+        console.rule(f'{task}, {(time.monotonic() - start) / 60:.1f} min so far')
+        rows += compare(study_of(task, args))
     console.rule('backbones side by side')
     compare_backbones(args.work_dir / 'backbones')
     console.rule(f'report, {(time.monotonic() - start) / 60:.1f} min so far')
-    report(args.work_dir, args.data_root)
+    report(rows, args.work_dir, args.data_root)
 
 
 if __name__ == '__main__':
     try:
-        main()
-    except DataError as error:
-        raise SystemExit(f'error: {error}') from None
+        with one_line_errors():
+            main()
     except KeyboardInterrupt:
         raise SystemExit('stopped; the same command goes on from the last checkpoint') from None

@@ -12,6 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
+import _before_imports  # noqa: F401  (before torch)
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loa
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, export
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import image_size
+from mmkerneldna.launch.arguments import add_verbose_argument, image_size
 from mmkerneldna.measure.benchmark import build_from_config
 
 
@@ -35,6 +36,7 @@ def parse_args():
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
                         help='read a file that holds more than weights; that can run code: only for files you trust')
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

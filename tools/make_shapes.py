@@ -8,9 +8,11 @@
 import argparse
 from pathlib import Path
 
+import _before_imports  # noqa: F401  (before torch)
 from rich.console import Console
 from rich.progress import track
 
+from mmkerneldna.launch.arguments import add_verbose_argument
 from mmkerneldna.datasets import describe_shapes, generate_shapes
 from mmkerneldna.errors import one_line_errors
 
@@ -20,6 +22,7 @@ console = Console()
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-root', type=Path, default=Path('data/shapes'), help='where the shapes are, or go')
+    add_verbose_argument(parser)
     return parser.parse_args()
 
 

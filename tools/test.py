@@ -1,17 +1,17 @@
 """Test a detector or a segmenter: scores and what they cost."""
-import _before_imports  # noqa: F401  # isort: split
-
 import argparse
 
+import _before_imports  # noqa: F401  (before torch)
+
+from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna import launch
+from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch import predictions
 from mmkerneldna.launch.arguments import add_deploy_arguments, deploy_options, number, parse_run_arguments
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.settings import check_settings
-from mmkerneldna.errors import one_line_errors
 
 
 def parse_args():

@@ -1,20 +1,20 @@
 """Train a detector or a segmenter from a config."""
-import _before_imports  # noqa: F401  # isort: split
-
 import argparse
 
+import _before_imports  # noqa: F401  (before torch)
+
+from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
-from mmkerneldna import launch
+from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch import preflight
-from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments, seed
+from mmkerneldna.launch.coco_scores import use_fast_coco_scores
+from mmkerneldna.launch.quiet import quiet_output
+from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.schedules import check_schedules
 from mmkerneldna.launch.settings import check_settings
 from mmkerneldna.launch.shorten import scale_schedule
-from mmkerneldna.launch.coco_scores import use_fast_coco_scores
-from mmkerneldna.launch.quiet import quiet_output
-from mmkerneldna.errors import one_line_errors
 from mmkerneldna.sharing.paramwise import check_paramwise
 
 

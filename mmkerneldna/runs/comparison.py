@@ -11,8 +11,10 @@ Layout, below the folder of the comparison:
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,9 +24,11 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 from mmengine.config import Config
 
 from ..errors import UsageError
-from .results import Row, collect_run, group_rows
 from ..measure.tables import write_json
 from ..variants import get_variant
+from .progress import EVENTS_WANTED, read_event
+from .results import Row, collect_run, group_rows
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -107,16 +111,21 @@ class Run:
         """Whether the run has its result."""
         return (self.work_dir / 'result.json').is_file()
 
-    def claim(self) -> None:
+    def claim(self, anew: bool = False) -> None:
         """Make the folder this run's.
 
+        Args:
+            anew: empty a folder that belongs to a run of another recipe.
+
         Raises:
-            UsageError: it belongs to a run of another recipe.
+            UsageError: it belongs to one, and ``anew`` is not set.
         """
         path = self.work_dir / 'recipe.json'
         if path.is_file() and json.loads(path.read_text()) != self.recipe:
-            raise UsageError(f'{self.work_dir} holds a run of another config, seed or flags; remove it, or name '
-                                  'another --work-dir')
+            if not anew:
+                raise UsageError(f'{self.work_dir} holds a run of another config, seed or flags; remove it, or name '
+                                 'another --work-dir')
+            shutil.rmtree(self.work_dir)
         self.work_dir.mkdir(parents=True, exist_ok=True)
         write_json(path, self.recipe)
 
@@ -182,15 +191,16 @@ def _failed(run: Run, log: str) -> Row:
 
 
 def _call(command: Sequence[str], log: Path, on_line: Callable[[str], None]) -> bool:
-    """Run a tool, its output into a log; whether it ended well. It is stopped when this process is interrupted."""
+    """Run a tool, its output but the steps into a log; whether it ended well. It stops when this process is interrupted."""
     with open(log, 'a') as file, _locked(log.parent) as lock:
         process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, pass_fds=[lock.fileno()])
+                                   text=True, pass_fds=[lock.fileno()], env={**os.environ, EVENTS_WANTED: '1'})
         with process:
             try:
                 for line in process.stdout:
-                    file.write(line)
-                    file.flush()
+                    if read_event(line) is None:
+                        file.write(line)
+                        file.flush()
                     on_line(line.rstrip())
             except BaseException:
                 process.terminate()

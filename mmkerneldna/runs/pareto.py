@@ -32,7 +32,8 @@ def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
 def pareto_figure(tables: Sequence[Tuple[str, Sequence[Row]]]) -> Optional[Figure]:
     """One line of panels per task, one panel per cost; None if no run has both a score and a cost.
 
-    The numbers at the points are those of the table's lines; bars are standard deviations over seeds.
+    The numbers at the points are those of the table's lines; bars are standard deviations over seeds. A hollow point is a
+    latency that the machine disturbed.
 
     Args:
         tables: (task, sorted rows).
@@ -46,6 +47,8 @@ def pareto_figure(tables: Sequence[Tuple[str, Sequence[Row]]]) -> Optional[Figur
     for (task, rows), line in zip(tables, axes):
         for axis, (key, label) in zip(line, COSTS):
             _draw_panel(axis, rows, key)
+            doubtful = key == 'latency_ms' and any(row.get('disturbed') for row in rows)
+            label += '; hollow: the machine was busy' if doubtful else ''
             axis.set(xlabel=label, ylabel=_score_title(rows), title=task)
         line[-1].legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     return figure
@@ -62,8 +65,11 @@ def _draw_panel(axis, rows: Sequence[Row], cost: str) -> None:
     front = pareto_front(points)
     axis.plot(*zip(*(points[i] for i in front)) if front else ([], []), color='0.6', linestyle='--', zorder=1)
     for number, row in shown:
+        color = f'C{(number - 1) % 10}'
+        hollow = cost == 'latency_ms' and row.get('disturbed')
         axis.errorbar(row[cost], row['score'], xerr=row.get(f'{cost}_std'), yerr=row.get('score_std'), fmt='o',
-                      markersize=7, color=f'C{(number - 1) % 10}', label=f'{number} {row["name"]}', zorder=2)
+                      markersize=7, color=color, markerfacecolor='none' if hollow else color,
+                      label=f'{number} {row["name"]}', zorder=2)
         axis.annotate(str(number), (row[cost], row['score']), xytext=(5, 5), textcoords='offset points', fontsize=9)
     axis.margins(0.12)
     axis.grid(alpha=0.3)

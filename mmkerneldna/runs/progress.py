@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line in a terminal, a few plain lines elsewhere, events for the tool that started it."""
+"""What is seen of a run: one live line in a terminal, a few plain lines elsewhere, events for the tool that started it."""
 import json
 import os
 import time
@@ -74,11 +74,11 @@ class LiveDisplay:
     def __init__(self, console: Console) -> None:
         self.bar = Progress(TextColumn('  {task.fields[phase]}'), BarColumn(bar_width=24), MofNCompleteColumn(),
                             TextColumn('{task.fields[facts]}', markup=False), console=console, transient=True)
-        self.task = self.bar.add_task('', phase='starting', facts='', total=None)
-        self.bar.start()
+        self.task = self.bar.add_task('', phase='', facts='', total=None)
 
     def step(self, step: Step) -> None:
-        """Write the line anew."""
+        """Write the line anew; the first step opens it."""
+        self.bar.start()
         self.bar.update(self.task, completed=step.done, total=step.total, phase=step.phase, facts=step.facts())
 
     def say(self, text: str, style: Optional[str] = None) -> None:

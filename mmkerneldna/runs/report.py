@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from rich.console import Console
+
 from ..measure.benchmark import COST_COLUMNS
+from ..measure.tables import (Column, cell, doubt_notes, filled_columns, markdown, rich_table, write_csv, write_json,
+                              write_text)
 from .pareto import pareto_figure
 from .results import Row, sort_rows
 from .scores import SCORES
-from ..measure.tables import Column, cell, filled_columns, markdown, write_csv, write_json, write_text
 
 LEAD_COLUMNS = (Column('number', '#', 0), Column('name', 'run'), Column('model', 'model'),
                 Column('backbone', 'backbone'), Column('runs', 'seeds', 0))
 TAIL_COLUMNS = (Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0),
-                Column('device', 'device'), Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
+                Column('device', 'device'), Column('cost_from', 'cost from'),
+                Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
 IN_FILES_ONLY = {'model', 'box_ap50', 'macc', 'aacc', 'latency_p90_ms', 'batch', 'height', 'width', 'device',
-                 'train_iter_s'}
+                 'cost_from', 'train_iter_s'}
 TITLES = {'detection': 'Detection', 'segmentation': 'Segmentation', None: 'Other runs'}
 
 
@@ -42,7 +46,15 @@ def make_report(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> R
     for task in tasks:
         ordered = sort_rows(row for row in rows if row.get('task') == task)
         tables.append((TITLES[task], [dict(number=number, **row) for number, row in enumerate(ordered, 1)]))
-    return Report(title, tables, facts)
+    return Report(title, tables, [*facts, *doubt_notes(rows, report_columns(rows))])
+
+
+def show_report(report: Report, console: Console) -> None:
+    """The tables, as far as they fit a terminal, and the facts below them."""
+    for task, table in report.tables:
+        console.print(rich_table(table, terminal_columns(table), task))
+    for fact in report.facts:
+        console.print(fact, highlight=False, markup=False)
 
 
 def score_columns() -> List[Column]:

@@ -76,7 +76,7 @@ def test_the_runner_keeps_its_type(loggers, tmp_path):
 def test_errors_pass(loggers, tmp_path):
     stdout = sys.stdout
     with pytest.raises(ZeroDivisionError), quiet_output():
-        1 / 0
+        raise ZeroDivisionError
     assert sys.stdout is stdout
 
 

@@ -2,8 +2,8 @@
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
 from mmkerneldna.errors import UsageError
 from mmkerneldna.launch.shorten import scale_schedule

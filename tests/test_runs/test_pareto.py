@@ -37,3 +37,12 @@ def test_figure_has_a_line_of_panels_per_task():
 
 def test_nothing_to_plot():
     assert pareto_figure([('Detection', [row('a', 30.0, None), row('b', None, 3.0)])]) is None
+
+
+def test_a_disturbed_latency_is_a_hollow_point():
+    busy = row('a', 30.0, 20.0, disturbed='median 3.1 times the fastest')
+    figure = pareto_figure([('Detection', [busy, row('b', 25.0, 9.0)])])
+    latency, params = figure.axes
+    assert [line.get_markerfacecolor() == 'none' for line in latency.lines if line.get_marker() == 'o'] == [True, False]
+    assert latency.get_xlabel() == 'latency (ms); hollow: the machine was busy' and 'hollow' not in params.get_xlabel()
+    assert not any(line.get_markerfacecolor() == 'none' for line in params.lines if line.get_marker() == 'o')

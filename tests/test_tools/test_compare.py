@@ -1,17 +1,21 @@
 """tools/compare.py: nothing is run twice, a killed run is resumed, failures don't stop the others."""
-import argparse
 import fcntl
 import json
-import runpy
 
 import pytest
 import torch
+from rich.console import Console
+from run_folders import detection_run
 from tiny_runs import ROOT, SEGMENTER, SMALL, run_tool
 
 from mmkerneldna import launch
 from mmkerneldna.errors import UsageError
 from mmkerneldna.measure.benchmark import build_from_config
+from mmkerneldna.measure.workload import Workload
 from mmkerneldna.runs.comparison import Run, Variant, execute, parse_variant, variant_rows
+from mmkerneldna.runs.progress import Step, read_event
+from mmkerneldna.runs.side_by_side import interleaved_cost, measure
+from mmkerneldna.runs.study import Study
 
 # Stands in for train.py and test.py: notes its call, leaves what mmengine leaves, or dies.
 FAKE = '''
@@ -126,7 +130,7 @@ def test_variants(text, expected):
     assert parse_variant(text, 'base.py') == expected
 
 
-@pytest.mark.parametrize('text', ['kdna', 'kdna:', 'kdna: ', 'kdna:backbone.type', 'kdna=backbone.type=X', ':a=1'])
+@pytest.mark.parametrize('text', ['kdna:', 'kdna: ', 'kdna:backbone.type', 'kdna=backbone.type=X', ':a=1'])
 def test_bad_variants(text):
     with pytest.raises(UsageError, match='neither'):
         parse_variant(text, 'base.py')
@@ -142,19 +146,71 @@ def test_gain_is_over_the_first_variant():
     assert c['note'] == 'c, seed 0: failed, see train.log'
 
 
-def test_cost_of_what_never_trained_is_missing_and_no_other_becomes_the_base(tmp_path):
-    compare = runpy.run_path(str(ROOT / 'tools' / 'compare.py'))
+@pytest.fixture
+def finished(tmp_path):
+    """A segmenter's run that was trained and tested, and its config."""
     cfg = launch.load_config(str(ROOT / SEGMENTER))
-    args = argparse.Namespace(size=['64'], batch=1, device='cpu', repeats=1, work_dir=tmp_path)
-    finished = Run(Variant('kdna', ''), 0, tmp_path / 'kdna', {}, ())
-    finished.work_dir.mkdir()
-    torch.save(dict(state_dict=build_from_config(cfg).state_dict()), finished.work_dir / 'iter_1.pth')
+    run = Run(Variant('kdna', ''), 0, tmp_path / 'kdna' / 'seed_0', dict(seed=0), ())
+    run.claim()
+    torch.save(dict(state_dict=build_from_config(cfg).state_dict()), run.work_dir / 'iter_1.pth')
     for name, content in (('result', {}), ('trained', dict(checkpoint='iter_1.pth'))):
-        (finished.work_dir / f'{name}.json').write_text(json.dumps(content))
-    variants = [Variant('static', ''), finished.variant]
-    costs = compare['measure'](variants, dict(static=cfg, kdna=cfg), [finished], args)
+        (run.work_dir / f'{name}.json').write_text(json.dumps(content))
+    return run, cfg
+
+
+def test_cost_of_what_never_trained_is_missing_and_no_other_becomes_the_base(finished, tmp_path):
+    run, cfg = finished
+    costs = measure(dict(static=cfg, kdna=cfg), [run], Workload(1, (64, 64), 'cpu'), 1, tmp_path)
     assert 'no run' in costs['static']['error'] and costs['static']['latency_ms'] is None
     assert costs['kdna']['latency_ms'] > 0 and costs['kdna']['latency_ratio'] is None
+    assert interleaved_cost(run.work_dir)['latency_ms'] == costs['kdna']['latency_ms']
+    assert interleaved_cost(tmp_path / 'static' / 'seed_0') is None
+
+
+def test_a_report_takes_the_cost_measured_in_turns(tmp_path):
+    """Run a of a comparison has one; run b stands alone and keeps its own."""
+    for name in ('both/a/seed_0', 'b'):
+        detection_run(tmp_path / name, test=0.25, latency=1869.0)
+    (tmp_path / 'both/a/seed_0/recipe.json').write_text('{}')
+    row = dict(name='a', latency_ms=49.0, latency_ratio=1.0, gmacs=2.5, batch=1, height=64, width=96, device='cpu')
+    (tmp_path / 'both/cost.json').write_text(json.dumps(dict(environment={}, rows=[row])))
+    assert run_tool('report.py', [str(tmp_path), '--out-dir', str(tmp_path / 'out')]) == 0
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    a, b = sorted(report['rows'], key=lambda row: row['latency_ms'])
+    assert (a['latency_ms'], a['gmacs'], a['peak_memory_mb'], a['cost_from']) == (49.0, 2.5, None, 'in turns')
+    assert (b['latency_ms'], b['gmacs'], b['cost_from']) == (1870.0, 2.0, 'own run')
+    assert any('in two ways' in fact for fact in report['facts'])
+
+
+def test_lengths_reach_training_and_recipe(tmp_path, tools):
+    def study(**lengths):
+        return Study([Variant('kdna', str(ROOT / SEGMENTER))], tmp_path / 'runs', tools, lengths=lengths)
+    (run, ), configs = study(max_iters=10, max_epochs=None).plan()
+    assert configs['kdna'].train_cfg.max_iters == 10 and configs['kdna'].param_scheduler[1].end == 10
+    study(max_iters=10).run(run, Console())
+    train, test = calls(tools)
+    assert '--max-iters 10' in train and '--max-epochs' not in train and '--max-iters' not in test
+    with pytest.raises(UsageError, match='run of another config'):
+        study(max_iters=20).plan()
+
+
+def test_steps_are_shown_and_kept_out_of_the_log(tmp_path, tools):
+    run = make_run(tmp_path)
+    run.claim()
+    fake = (tools / 'train.py').read_text()
+    (tools / 'train.py').write_text(
+        fake + "import os\nassert os.environ['MMKERNELDNA_PROGRESS_EVENTS']\n"
+        """print('progress: {"phase": "train", "done": 1, "total": 2}', flush=True)\n""")
+    lines = []
+    execute(run, [], lines.append, tools)
+    assert Step('train', 1, 2) in [read_event(line) for line in lines]
+    log = (run.work_dir / 'train.log').read_text()
+    assert 'working' in log and 'progress: ' not in log
+
+
+def test_two_variants_of_one_name_are_refused(tmp_path, tools):
+    with pytest.raises(UsageError, match='two variants have one name'):
+        Study([Variant('a', 'x.py'), Variant('a', 'y.py')], tmp_path, tools)
 
 
 def test_comparison_end_to_end(shapes, tmp_path, capsys, monkeypatch):

@@ -1,81 +1,65 @@
-"""The demo's bookkeeping: what it runs, what it skips, what makes it start anew. The tools it calls are replaced."""
-import importlib.util
-import json
-from pathlib import Path
+"""The demo's bookkeeping: what it runs, what it skips, what makes it start anew. Training and test are replaced."""
+import argparse
+from dataclasses import replace
 
+import demo
 import pytest
+from test_compare import calls, tools  # noqa: F401  (a fixture: stand-ins for train.py and test.py)
+from tiny_runs import ROOT
 
 from mmkerneldna.datasets import ShapesSpec, generate_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def args(tmp_path):
+    data = generate_shapes(tmp_path / 'shapes', ShapesSpec(train_images=1, val_images=1, min_side=96, max_side=96))
+    return argparse.Namespace(data_root=data, work_dir=tmp_path / 'demo')
 
 
 @pytest.fixture
-def demo(monkeypatch):
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools/demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.calls = []
-
-    def run_tool(tool, *arguments):
-        module.calls.append((tool, *map(str, arguments)))
-        if tool == 'train.py':
-            (Path(arguments[2]) / 'last_checkpoint').write_text('epoch_8.pth')
-
-    monkeypatch.setattr(module, 'run_tool', run_tool)
-    return module
+def study(args, tools):  # noqa: F811
+    return replace(demo.study_of('detection', args), tools=tools)
 
 
-@pytest.fixture
-def data(tmp_path):
-    return generate_shapes(tmp_path / 'shapes', ShapesSpec(train_images=1, val_images=1, min_side=96, max_side=96))
+def test_trains_then_tests_and_does_neither_again(study, args, tools, capsys):  # noqa: F811
+    rows = demo.train(study)[2]
+    assert [row['score'] for row in rows] == [25.0, 25.0]
+    assert [line.split()[0] for line in calls(tools)] == ['train', 'test', 'train', 'test']
+    assert '--resume' in calls(tools)[0] and calls(tools)[0].endswith(f'data_root={args.data_root}')
+    demo.train(study)
+    assert len(calls(tools)) == 4 and 'kdna-r18_fpn_shapes, finished before' in capsys.readouterr().out
 
 
-def test_trains_then_tests_and_does_neither_again(demo, data, tmp_path):
-    work_dir = tmp_path / 'run'
-    demo.train_and_test(demo.RUNS[0], work_dir, data)
-    train, test = demo.calls
-    assert train[0] == 'train.py' and '--resume' in train and train[-1] == f'data_root={data}'
-    assert test[0] == 'test.py' and test[2] == 'epoch_8.pth'
-    demo.train_and_test(demo.RUNS[0], work_dir, data)
-    assert len(demo.calls) == 2
+def test_an_interrupted_run_is_resumed_with_its_files(study, tools):  # noqa: F811
+    run = study.plan()[0][0]
+    (run.work_dir / 'epoch_3.pth').write_text('')
+    demo.train(study)
+    assert (run.work_dir / 'epoch_3.pth').exists()
 
 
-def test_an_interrupted_run_is_resumed_with_its_files(demo, data, tmp_path, monkeypatch):
-    work_dir = tmp_path / 'run'
-
-    def interrupt(tool, *arguments):
-        (work_dir / 'epoch_3.pth').write_text('')
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(demo, 'run_tool', interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            demo.train_and_test(demo.RUNS[0], work_dir, data)
-    demo.train_and_test(demo.RUNS[0], work_dir, data)
-    assert [call[0] for call in demo.calls] == ['train.py', 'test.py'] and (work_dir / 'epoch_3.pth').exists()
-
-
-def test_other_data_start_the_run_anew(demo, data, tmp_path):
-    work_dir = tmp_path / 'run'
-    demo.train_and_test(demo.RUNS[0], work_dir, data)
-    (work_dir / 'old.pth').write_text('')
-    manifest = data / 'dataset.json'
+def test_other_data_start_the_run_anew(study, args, tools):  # noqa: F811
+    run = demo.train(study)[0][0]
+    (run.work_dir / 'old.pth').write_text('')
+    manifest = args.data_root / 'dataset.json'
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
-    demo.train_and_test(demo.RUNS[0], work_dir, data)
-    assert len(demo.calls) == 4 and not (work_dir / 'old.pth').exists()
-    assert json.loads((work_dir / 'demo.json').read_text())['finished']
+    demo.train(replace(demo.study_of('detection', args), tools=tools))
+    assert len(calls(tools)) == 8 and not (run.work_dir / 'old.pth').exists()
 
 
-def test_every_run_is_a_config_and_static_precedes_kerneldna(demo):
-    assert all((ROOT / 'configs/shapes' / f'{name}.py').is_file() for name in demo.RUNS)
-    assert [name.replace('kdna-', '') for name in demo.RUNS[1::2]] == list(demo.RUNS[::2])
+def test_every_run_is_a_config_and_static_precedes_kerneldna():
+    for names in demo.STUDIES.values():
+        assert all(demo.config_of(name).is_file() for name in names)
+        assert names[1].replace('kdna-', '') == names[0]
+
+
+def test_a_failed_training_ends_the_demo(study, tools, capsys):  # noqa: F811
+    (tools / 'train_dies').touch()
+    with pytest.raises(SystemExit) as stop:
+        demo.train(study)
+    assert stop.value.code == 1 and 'failed, see' in capsys.readouterr().out
 
 
 def test_a_failing_tool_ends_the_demo_in_one_line(monkeypatch):
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools/demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'ROOT', ROOT / 'nowhere')
-    with pytest.raises(SystemExit, match='tools/train.py x.py ended with status 2'):
-        module.run_tool('train.py', 'x.py')
+    monkeypatch.setattr(demo, 'ROOT', ROOT / 'nowhere')
+    with pytest.raises(SystemExit, match='tools/benchmark.py x.py ended with status 2'):
+        demo.run_tool('benchmark.py', 'x.py')
