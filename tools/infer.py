@@ -34,7 +34,8 @@ def parse_args():
     parser.add_argument('words', nargs='+', metavar='[NAME=]CONFIG CHECKPOINT ... INPUT',
                         help='one or more models, then pictures, videos, or folders of them')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='where the results go')
-    parser.add_argument('--score-thr', type=number(0, 1, whole=False), default=0.3, help='objects below it are neither drawn nor listed')
+    parser.add_argument('--score-thr', type=number(0, 1, whole=False), default=0.3,
+                        help='objects below it are neither drawn nor listed')
     add_device_argument(parser)
     parser.add_argument('--unsafe-checkpoint', action='store_true',
                         help='read files that hold more than weights; that can run code: only for files you trust')
