@@ -11,7 +11,7 @@ from mmengine.infer import BaseInferencer
 from ..checkpoints.loading import check_architecture, read_checkpoint
 from ..datasets.image_checks import read_image
 from ..errors import UsageError
-from ..measure.latency import synchronize
+from ..measure.clock import synchronize
 from .config import load_config, unsync_batch_norm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
