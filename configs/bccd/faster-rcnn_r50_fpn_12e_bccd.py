@@ -1,8 +1,5 @@
-"""Faster R-CNN, static ResNet-50, from scratch on BCCD (3 classes, 640x480).
-
-    python tools/train.py configs/bccd/faster-rcnn_r50_fpn_12e_bccd.py --cfg-options data_root=/path/to/bccd/
-
-Cost class: minutes on one GPU, hours on a CPU.
+"""Faster R-CNN, static ResNet-50, from scratch on BCCD (3 classes, 640x480); minutes on one GPU.
+    python tools/train.py configs/bccd/faster-rcnn_r50_fpn_12e_bccd.py
 """
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', '../_base_/datasets/bccd_detection.py',
           '../_base_/schedules/scratch_12e.py', 'mmdet::_base_/default_runtime.py']

@@ -1,8 +1,5 @@
-"""FCN, static ResNet-18 (V1c stem, output stride 8), from scratch on CamVid (11 classes).
-
-    python tools/train.py configs/camvid/fcn_r18-d8_1xb8-1k_camvid-352x352.py --cfg-options data_root=/path/to/camvid/
-
-Cost class: minutes on one GPU, hours on a CPU.
+"""FCN, static ResNet-18 (V1c stem, output stride 8), from scratch on CamVid (11 classes); minutes on one GPU.
+    python tools/train.py configs/camvid/fcn_r18-d8_1xb8-1k_camvid-352x352.py
 """
 _base_ = ['mmseg::_base_/models/fcn_r50-d8.py', '../_base_/datasets/camvid_semantic.py',
           '../_base_/schedules/scratch_1k.py', 'mmseg::_base_/default_runtime.py']

@@ -1,9 +1,4 @@
-"""FCN, static MobileNetV2 1.0, output stride 8, ADE20K, 160 k iterations.
-
-The baseline. ImageNet weights are fetched from their public address when training starts.
-
+"""FCN, static MobileNetV2 1.0, output stride 8, ADE20K, 160 k iterations; about a day on 4 GPUs.
     bash tools/dist_train.sh configs/fcn/fcn_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
-
-Cost: 160 k steps of 16 crops of 512x512: expect about a day on 4 GPUs. Gives mIoU.
 """
 _base_ = 'mmseg::mobilenet_v2/mobilenet-v2-d8_fcn_4xb4-160k_ade20k-512x512.py'

@@ -1,19 +1,5 @@
-"""PSPNet, KernelDNA ResNet-50, output stride 8, ADE20K, 160 k iterations.
-
-The backbone shares kernels (blocks 3, 4, 7, 3; the 3x3 convs of four blocks of stages 3 and 4 borrow their kernels)
-and starts from upstream's ImageNet weights of the static net, derived for it when the training starts:
-
+"""PSPNet, KernelDNA ResNet-50, output stride 8, ADE20K, 160 k iterations; about a day on 4 GPUs.
     bash tools/dist_train.sh configs/pspnet/pspnet_kdna-r50-d8_4xb4-160k_ade20k-512x512.py 4
-
-model.backbone.deep_stem=False goes with other weights (model.pretrained=FILE) whose stem is one 7x7 conv.
-
-From scratch:
-
-    bash tools/dist_train.sh configs/pspnet/pspnet_kdna-r50-d8_4xb4-160k_ade20k-512x512.py 4 \
-        --cfg-options model.pretrained=None
-
-Cost: 160 k steps of 16 crops of 512x512: expect about a day on 4 GPUs. Gives mIoU.
 """
-_base_ = './pspnet_r50-d8_4xb4-160k_ade20k-512x512.py'
-custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
+_base_ = ['./pspnet_r50-d8_4xb4-160k_ade20k-512x512.py', '../_base_/mmkerneldna.py']
 model = dict(backbone=dict(type='KDNAResNet', deep_stem=True))

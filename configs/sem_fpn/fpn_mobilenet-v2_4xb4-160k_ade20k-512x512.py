@@ -1,10 +1,5 @@
-"""Semantic FPN, static MobileNetV2 1.0, ADE20K, 160 k iterations.
-
-The baseline. ImageNet weights are fetched from their public address when training starts.
-
+"""Semantic FPN, static MobileNetV2 1.0, ADE20K, 160 k iterations; about a day on 4 GPUs.
     bash tools/dist_train.sh configs/sem_fpn/fpn_mobilenet-v2_4xb4-160k_ade20k-512x512.py 4
-
-Cost: 160 k steps of 16 crops of 512x512: expect about a day on 4 GPUs. Gives mIoU.
 """
 _base_ = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
 model = dict(

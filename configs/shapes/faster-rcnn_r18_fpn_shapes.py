@@ -1,8 +1,5 @@
 """Faster R-CNN, static ResNet-18, light heads, from scratch on the generated shapes set.
-
     python tools/train.py configs/shapes/faster-rcnn_r18_fpn_shapes.py
-
-Part of `make demo`. Cost class: two minutes on two CPU cores.
 """
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', '../_base_/datasets/shapes_detection.py',
           'mmdet::_base_/default_runtime.py']

@@ -1,15 +1,5 @@
 """UPerNet, shapes, ResNet-18: KernelWarehouse, budget 1x (Li et al., 2024).
-
     python tools/train.py configs/shapes/upernet_kw1x-r18_shapes.py
-
-From scratch. Costs more per step than the static net; tools/benchmark.py measures how much.
 """
 _base_ = './upernet_r18_shapes.py'
-custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
-conv = dict(type='KWConv2d', budget=1)
-model = dict(
-    backbone=dict(_delete_=True, type='DynamicConvs', conv=conv, module=_base_.model.backbone))
-custom_hooks = [
-    *_base_.get('custom_hooks', []),
-    dict(type='TemperatureHook', start=1, end=0, length=60, by_epoch=False)
-]
+model = dict(backbone=dict(_delete_=True, type='DynamicConvs', conv='kw1x', module=_base_.model.backbone))

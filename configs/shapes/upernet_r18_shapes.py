@@ -1,8 +1,5 @@
 """UPerNet, static ResNet-18, light heads, from scratch on the generated shapes set.
-
     python tools/train.py configs/shapes/upernet_r18_shapes.py
-
-Part of `make demo`. Cost class: two minutes on two CPU cores.
 """
 _base_ = ['mmseg::_base_/models/upernet_r50.py', '../_base_/datasets/shapes_semantic.py',
           'mmseg::_base_/default_runtime.py']

@@ -1,5 +1,6 @@
 """A variant of the table for any config: ``--variant NAME``."""
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import ERROR
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -38,26 +39,54 @@ def use_variant(cfg: Config, name: Optional[str]) -> None:
     if name is None:
         return
     get_variant(name)
+    if name != 'static':
+        _change(cfg, name)
     cfg.variant = name
-    if name == 'static':
-        return
-    reasons: List[str] = []
+
+
+def _change(cfg: Config, name: str) -> None:
+    change = find_change(cfg, name)
+    if change.skipped:
+        print_log(f'variant {name} changes the {_type_name(change.place[change.key])}, not the backbone ({change.skipped[0]})',
+                  logger='current')
+    _take(cfg, change)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a variant makes of a model.
+
+    Attributes:
+        place, key: ``place[key]`` is the config of the part that is changed: the backbone, or a neck.
+        changed (dict): its config as the variant.
+        module (nn.Module): the changed part, built.
+        skipped (list[str]): the parts before it that can't be changed, and why.
+    """
+    place: Any
+    key: Any
+    changed: Dict[str, Any]
+    module: nn.Module
+    skipped: List[str]
+
+
+def find_change(cfg: Config, name: str) -> Change:
+    """The first part of the model that the variant can change, built; the config stays as it is.
+
+    Raises:
+        UsageError: as :func:`use_variant`.
+    """
+    skipped: List[str] = []
     for place, key in _parts(cfg.model):
         changed = vary(place[key], name)
         try:
             with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')), _silence():
-                MODELS.build(changed)
+                return Change(place, key, changed, MODELS.build(changed), skipped)
         except KernelDNAError as error:
-            reasons.append(f'{_type_name(place[key])}: {error}')
-            continue
+            skipped.append(f'{_type_name(place[key])}: {error}')
         except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
             text = explain(error) or f'{type(error).__name__}: {" ".join(str(error).split())}'
             raise UsageError(f'variant {name}: the {_type_name(place[key])} of this config cannot be built: {text}') from error
-        if reasons:
-            print_log(f'variant {name} changes the {_type_name(place[key])}, not the backbone ({reasons[0]})', logger='current')
-        _take(cfg, place, key, changed)
-        return
-    raise UsageError(f'variant {name} finds nothing to change in this model. ' + ' '.join(reasons))
+    raise UsageError(f'variant {name} finds nothing to change in this model. ' + ' '.join(skipped))
 
 
 def vary(part: Dict[str, Any], name: str) -> Dict[str, Any]:
@@ -97,9 +126,17 @@ def add_layer_hooks(runner: Runner) -> None:
             runner.register_hook(kind())
 
 
+def model_with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """The part of a model's config that has the backbone: the model, or the detector in a tracker or a teacher."""
+    if isinstance(node.get('backbone'), dict):
+        return node
+    inner = (model_with_backbone(child) for child in node.values() if isinstance(child, dict))
+    return next((found for found in inner if found is not None), None)
+
+
 def _parts(model: Dict[str, Any]) -> List[Part]:
     """The backbone, then the necks beside it; a tracker or a semi-supervised detector has them a level deeper."""
-    place = _with_backbone(model)
+    place = model_with_backbone(model)
     if place is None:
         raise UsageError(f'{_type_name(model)} has no backbone to turn into a variant')
     neck = place.get('neck')
@@ -107,15 +144,8 @@ def _parts(model: Dict[str, Any]) -> List[Part]:
     return [(place, 'backbone'), *necks]
 
 
-def _with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
-    if isinstance(node.get('backbone'), dict):
-        return node
-    inner = (_with_backbone(child) for child in node.values() if isinstance(child, dict))
-    return next((found for found in inner if found is not None), None)
-
-
-def _take(cfg: Config, place: Any, key: Any, changed: Dict[str, Any]) -> None:
-    place[key] = ConfigDict(changed)
+def _take(cfg: Config, change: Change) -> None:
+    change.place[change.key] = ConfigDict(change.changed)
     imports = cfg.get('custom_imports', dict(imports=[], allow_failed_imports=False))
     if 'mmkerneldna' not in imports['imports']:
         cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmkerneldna'])

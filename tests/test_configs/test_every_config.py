@@ -1,4 +1,4 @@
-"""Every config builds its model, which predicts at a small size; each distinct model once."""
+"""Every config builds its model, which predicts at a small size; every variant fits every net that the configs have."""
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,14 @@ from mmseg.structures import SegDataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkerneldna.launch.config import unsync_batch_norm
-from mmkerneldna.layers import ChildConv2d
+from mmkerneldna.launch.variant import find_change, use_variant
+from mmkerneldna.layers import (ChildConv2d, CondConv2d, DCDConv2d, DyConv2d, FDConv2d, KWConv2d, MoEConv2d, ODConv2d,
+                                SEConv2d)
+from mmkerneldna.variants import RIVALS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
-RIVALS = [name for name in CONFIGS if "type='DynamicConvs'" in (ROOT / name).read_text()]
+LEAVES = [name for name in CONFIGS if "type='DynamicConvs'" in (ROOT / name).read_text()]  # rivals with a result in docs/
 TRAINED = [name for name in CONFIGS if '_kdna-r18' in name]
 SIDE = 64
 
@@ -60,16 +63,9 @@ def run(cfg, mode):
         return model, model(**model.data_preprocessor(batch(cfg), training=mode == 'loss'), mode=mode)
 
 
-predicted = set()
-
-
-@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in RIVALS])
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in LEAVES])
 def test_predicts(name):
     cfg = load(name)
-    text = Config(dict(model=cfg.model)).pretty_text
-    if text in predicted:
-        return
-    predicted.add(text)
     model, results = run(cfg, 'predict')
     assert any(isinstance(m, ChildConv2d) for m in model.modules()) == ('_kdna-' in name)
     assert len(results) == 2
@@ -90,38 +86,67 @@ def features(backbone, images):
     return backbone(images)
 
 
-@pytest.mark.parametrize('name', RIVALS)
-def test_rival_backbones_fit_the_rest(name):
+NETS = {
+    'r18': 'configs/faster_rcnn/faster-rcnn_r18_fpn_1x_coco.py',
+    'r50': 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mobilenet-v2': 'configs/faster_rcnn/faster-rcnn_mobilenet-v2_fpn_1x_coco.py',
+    'r18-d8': 'configs/fcn/fcn_r18-d8_4xb4-160k_ade20k-512x512.py',
+    'mobilenet-v2-d8': 'configs/fcn/fcn_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py',
+}
+# What a name promises, written down apart from the table: the layer, one of its attributes, its value
+PROMISES = {
+    'se': (SEConv2d, None, None),
+    'condconv8x': (CondConv2d, 'num_experts', 8),
+    'dyconv4x': (DyConv2d, 'num_experts', 4),
+    'dcd': (DCDConv2d, None, None),
+    'odconv1x': (ODConv2d, 'num_experts', 1),
+    'odconv4x': (ODConv2d, 'num_experts', 4),
+    'kw1x': (KWConv2d, None, None),
+    'kw4x': (KWConv2d, None, None),
+    'fdconv': (FDConv2d, None, None),
+    'moe': (MoEConv2d, 'num_experts', 4),
+}
+
+
+@lru_cache(maxsize=None)
+def static_shapes(net):
+    cfg = load(NETS[net])
+    static = build(Config(dict(model=dict(cfg.model.backbone, init_cfg=None))).pretty_text, cfg.default_scope)
+    return [tuple(o.shape) for o in features(static, torch.rand(2, 3, SIDE, SIDE))]
+
+
+@pytest.mark.parametrize('net, name', [(net, name) for net in NETS for name in RIVALS])
+def test_a_rival_fits_the_rest_and_is_what_its_name_says(net, name):
     """The static net's feature shapes, so neck and heads fit. In training mode: an untrained norm that does not
     normalise lets layers whose kernel grows with their input overflow."""
-    cfg = load(name)
-    backbone = cfg.model.backbone
-    for key in ('init_cfg', 'norm_cfg', 'norm_eval', 'frozen_stages', 'style'):  # nothing that changes a shape
-        backbone.module.pop(key, None)
-    text = Config(dict(model=backbone)).pretty_text
-    if text in predicted:
-        return
-    predicted.add(text)
-    images = torch.rand(2, 3, SIDE, SIDE)
-    static = build(Config(dict(model=backbone.module)).pretty_text, cfg.default_scope)
-    shapes = [tuple(o.shape) for o in features(static, images)]
-    dynamic = build(text, cfg.default_scope)
-    outputs = features(dynamic, images)
-    assert [tuple(o.shape) for o in outputs] == shapes and all(o.isfinite().all() for o in outputs)
-    assert sum(type(m).__name__ == backbone.conv.type for m in dynamic.modules()) > 0
+    cfg = load(NETS[net])
+    dynamic = find_change(cfg, name).module
+    outputs = features(dynamic, torch.rand(2, 3, SIDE, SIDE))
+    assert [tuple(o.shape) for o in outputs] == static_shapes(net) and all(o.isfinite().all() for o in outputs)
+    kind, attribute, value = PROMISES[name]
+    layers = [m for m in dynamic.modules() if isinstance(m, kind)]
+    assert layers and not any(isinstance(m, other) for m in dynamic.modules()
+                              for other, _, _ in PROMISES.values() if other is not kind)
+    if value is not None:
+        assert {getattr(m, attribute) for m in layers} == {value}
 
 
-def test_rivals_differ_in_one_line():
-    """Two rivals' leaves over the same base: the conv, and a schedule where the paper has one."""
-    for name in RIVALS:
-        rival = Path(name).stem.split('_')[1].split('-')[0]
-        twin = ROOT / name.replace(f'_{rival}-', '_condconv8x-')
-        ours, theirs = parse(name).to_dict(), parse(str(twin.relative_to(ROOT))).to_dict()
-        for cfg in (ours, theirs):
-            for key in ('conv', 'include'):
-                cfg['model']['backbone'].pop(key, None)
-            cfg.pop('conv'), cfg.pop('custom_hooks', None)
-        assert ours == theirs, name
+@pytest.mark.parametrize('net, most', [('r18', 5), ('mobilenet-v2', 6)])
+def test_the_budgets_of_kernel_warehouse_are_those_of_their_names(net, most):
+    sizes = {name: sum(p.numel() for p in find_change(load(NETS[net]), name).module.parameters()) for name in ('kw1x', 'kw4x')}
+    static = sum(p.numel() for p in build(Config(dict(model=dict(load(NETS[net]).model.backbone, init_cfg=None))).pretty_text,
+                                          'mmdet').parameters())
+    assert static <= sizes['kw1x'] < 2 * static and 3 * static < sizes['kw4x'] < most * static
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_a_leaf_of_a_rival_is_the_variant_of_its_static_twin(name):
+    rival = next(part for part in RIVALS if f'_{part}-' in name)
+    cfg, static = parse(name).to_dict(), deepcopy(parse(name.replace(f'_{rival}-', '_')))
+    use_variant(static, rival)
+    static = static.to_dict()
+    static.pop('variant')
+    assert cfg == static
 
 
 @pytest.mark.parametrize('name', TRAINED)

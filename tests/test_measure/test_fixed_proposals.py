@@ -13,23 +13,24 @@ from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import UsageError
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.measure.complexity import measure_complexity
+from mmkerneldna.launch import load_config
 from mmkerneldna.measure.fixed_proposals import FixedProposals
 from mmkerneldna.measure.workload import Workload, inference_call, tensor_call
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, COUNT, BATCH = (64, 96), 60, 2
 FIXED, FREE = (Workload(BATCH, SIZE, proposals=count) for count in (COUNT, None))
-BACKBONES = ['', 'kdna-', 'dyconv4x-', 'odconv4x-']
+BACKBONES = ['static', 'kdna', 'dyconv4x', 'odconv4x']
 STRIDES = (4, 8, 16, 32)
 
 
-def detector(prefix, path='shapes/faster-rcnn_{}r18_fpn_shapes.py'):
-    return build_from_config(Config.fromfile(ROOT / 'configs' / path.format(prefix))).eval()
+def detector(variant, path='shapes/faster-rcnn_r18_fpn_shapes.py'):
+    return build_from_config(load_config(str(ROOT / 'configs' / path), variant=variant)).eval()
 
 
 @pytest.fixture(scope='module')
 def models():
-    return {prefix: detector(prefix) for prefix in BACKBONES}
+    return {name: detector(name) for name in BACKBONES}
 
 
 @contextmanager
@@ -50,12 +51,12 @@ def rois_and_results(model, workload):
 
 
 def test_the_same_boxes_whatever_the_backbone(models):
-    found = {prefix: rois_and_results(model, FIXED) for prefix, model in models.items()}
-    rois, results = found['']
+    found = {name: rois_and_results(model, FIXED) for name, model in models.items()}
+    rois, results = found['static']
     assert rois.shape == (BATCH * COUNT, 5) and rois[:, 0].long().bincount().tolist() == [COUNT] * BATCH
     assert [len(result) > 10 for result in results] == [True] * BATCH
-    for prefix in BACKBONES[1:]:
-        other_rois, other_results = found[prefix]
+    for name in BACKBONES[1:]:
+        other_rois, other_results = found[name]
         assert torch.equal(other_rois, rois)
         for result, other in zip(results, other_results):
             assert torch.equal(other.bboxes, result.bboxes) and torch.equal(other.labels, result.labels)
@@ -63,12 +64,12 @@ def test_the_same_boxes_whatever_the_backbone(models):
 
 def test_without_it_they_differ(models):
     """Else there is nothing to mend, and the test above says nothing."""
-    counts = {prefix: len(rois_and_results(model, FREE)[0]) for prefix, model in models.items()}
+    counts = {name: len(rois_and_results(model, FREE)[0]) for name, model in models.items()}
     assert len(set(counts.values())) > 1
 
 
 def test_proposals_are_anchors_that_do_not_overlap(models):
-    rois, _ = rois_and_results(models[''], FIXED)
+    rois, _ = rois_and_results(models['static'], FIXED)
     boxes = rois[:COUNT, 1:].double().numpy()
     at_level = np.array([[abs(anchors(stride) - box).max(1).min() < 1e-3 for box in boxes] for stride in STRIDES])
     assert at_level.any(0).all(), 'a box may be at two levels where the image cuts it off'
@@ -94,9 +95,9 @@ def iou(boxes):
 
 
 def test_every_proposal_is_one_confident_box(models):
-    head = models[''].roi_head.bbox_head
+    head = models['static'].roi_head.bbox_head
     x = torch.randn(COUNT, 64, 7, 7)
-    with torch.no_grad(), FixedProposals(models[''], COUNT):
+    with torch.no_grad(), FixedProposals(models['static'], COUNT):
         scores, offsets = head(x)
     probabilities = scores.softmax(1)
     assert scores.shape == (COUNT, 7) and offsets.shape == (COUNT, 24) and not offsets.any()
@@ -107,7 +108,7 @@ def test_every_proposal_is_one_confident_box(models):
 
 
 def test_all_layers_run(models):
-    model = models['kdna-']
+    model = models['kdna']
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))}
     ran, hooks = set(), []
     for name, module in layers.items():
@@ -119,7 +120,7 @@ def test_all_layers_run(models):
 
 
 def test_the_model_is_left_as_it_was(models):
-    model = models['odconv4x-']
+    model = models['odconv4x']
     before, _ = rois_and_results(model, FREE)
     test_cfg, attributes = model.rpn_head.test_cfg, set(vars(model.rpn_head))
     inference_call(model, FIXED)()
@@ -133,31 +134,31 @@ def test_the_model_is_left_as_it_was(models):
 
 def test_too_many_are_refused_with_the_number_there_is(models):
     with pytest.raises(UsageError, match='5000 proposals per image: an image of 64x96 has') as caught:
-        inference_call(models[''], Workload(1, SIZE, proposals=5000))()
+        inference_call(models['static'], Workload(1, SIZE, proposals=5000))()
     most = int(re.search(r'ask for (\d+) at most', str(caught.value)).group(1))
-    assert len(rois_and_results(models[''], Workload(1, SIZE, proposals=most))[0]) == most
+    assert len(rois_and_results(models['static'], Workload(1, SIZE, proposals=most))[0]) == most
     with pytest.raises(UsageError, match=f'ask for {most} at most'):
-        inference_call(models[''], Workload(1, SIZE, proposals=most + 1))()
+        inference_call(models['static'], Workload(1, SIZE, proposals=most + 1))()
 
 
 @pytest.mark.parametrize('count', [0, -3])
 def test_no_number_of_proposals(models, count):
     with pytest.raises(UsageError, match=f'{count} proposals per image: at least 1'):
-        inference_call(models[''], Workload(1, SIZE, proposals=count))
+        inference_call(models['static'], Workload(1, SIZE, proposals=count))
 
 
 @pytest.mark.parametrize('part, name', [('rpn_head', 'RPNHead'), ('roi_head.bbox_head', 'Shared2FCBBoxHead')])
 def test_heads_of_another_kind_are_refused(models, part, name, monkeypatch):
-    head = models[''].get_submodule(part)
+    head = models['static'].get_submodule(part)
     forward = head.forward
     monkeypatch.setattr(head, 'forward', lambda x: (*forward(x), torch.zeros(1)))
     with pytest.raises(UsageError, match=f'of a {name} cannot be fixed'):
-        inference_call(models[''], FIXED)()
+        inference_call(models['static'], FIXED)()
 
 
 def test_deployed_models_get_the_same(models):
-    rois, results = rois_and_results(models['kdna-'], FIXED)
-    deployed_rois, deployed_results = rois_and_results(deploy(models['kdna-']), FIXED)
+    rois, results = rois_and_results(models['kdna'], FIXED)
+    deployed_rois, deployed_results = rois_and_results(deploy(models['kdna']), FIXED)
     assert torch.equal(deployed_rois, rois)
     for deployed, result in zip(deployed_results, results, strict=True):
         assert torch.equal(deployed.bboxes, result.bboxes)
@@ -165,11 +166,11 @@ def test_deployed_models_get_the_same(models):
 
 def test_levels_take_turns_in_what_the_rpn_would_return(models):
     """In shape, dtype and memory layout of the real outputs: these decide what the post-processing costs."""
-    rpn = models[''].rpn_head
+    rpn = models['static'].rpn_head
     features = [torch.randn(BATCH, 64, 2**k, 3 * 2**k).to(memory_format=torch.channels_last) for k in (4, 3, 2, 1)]
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         real = rpn(features)
-    with torch.no_grad(), FixedProposals(models[''], COUNT):
+    with torch.no_grad(), FixedProposals(models['static'], COUNT):
         exact = rpn(features)
         with torch.autocast('cpu', torch.bfloat16):
             made = rpn(features)
@@ -185,19 +186,19 @@ def test_levels_take_turns_in_what_the_rpn_would_return(models):
 
 
 def test_complexity_counts_them(models):
-    few, many = (measure_complexity(models[''], SIZE, count).gmacs for count in (20, COUNT))
+    few, many = (measure_complexity(models['static'], SIZE, count).gmacs for count in (20, COUNT))
     per_box = 64 * 7 * 7 * 256 + 256 * 256 + 256 * 7 + 256 * 6 * 4
     assert round((many - few) * 1e9) == (COUNT - 20) * per_box
 
 
 def test_masks():
     heads = {}
-    for prefix in BACKBONES[:2]:
-        model = detector(prefix, 'mask_rcnn/mask-rcnn_{}r18_fpn_1x_coco.py')
+    for name in BACKBONES[:2]:
+        model = detector(name, 'mask_rcnn/mask-rcnn_r18_fpn_1x_coco.py')
         with inputs_of(model.roi_head.mask_roi_extractor) as seen, inputs_of(model.roi_head.mask_head) as features:
             result, = inference_call(model, Workload(1, SIZE, proposals=COUNT))()
         (_, boxes), = seen
-        heads[prefix] = boxes
+        heads[name] = boxes
         assert len(features[0][0]) == len(boxes) == len(result.pred_instances) > 20
         assert result.pred_instances.masks.shape == (len(boxes), *SIZE)
     assert torch.equal(*heads.values())

@@ -85,9 +85,20 @@ def test_whole_models_and_training_steps(tmp_path):
     assert result['rows'][0]['latency_ratio'] == 1
 
 
+def test_variants_of_an_upstream_config(tmp_path):
+    result = measure(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', '--variant', 'static', 'kdna', 'odconv4x',
+                     '--scope', 'backbone', '--batch', '1', '--size', '64')
+    static, kdna, odconv = result['rows']
+    assert [row['name'] for row in result['rows']] == ['static', 'kdna', 'odconv4x']
+    assert kdna['unique_params_m'] < static['unique_params_m'] < odconv['unique_params_m'] / 2
+
+
 def test_fixed_proposals(tmp_path, capsys):
     """DyConv's RPN finds another number of boxes than the static net's (tests/test_measure/test_fixed_proposals.py)."""
-    argv = [f'static={ROOT / STATIC}', f'dyconv={ROOT / STATIC.replace("r18", "dyconv4x-r18")}', f'seg={ROOT / SEGMENTER}',
+    dyconv = tmp_path / 'dyconv.py'
+    dyconv.write_text(f"_base_ = {str(ROOT / STATIC)!r}\nmodel = dict(backbone=dict(_delete_=True, type='DynamicConvs', "
+                      "conv='dyconv4x', module=_base_.model.backbone))\n")
+    argv = [f'static={ROOT / STATIC}', f'dyconv={dyconv}', f'seg={ROOT / SEGMENTER}',
             '--batch', '2', '--size', '64x96']
     result = measure(tmp_path, *argv, '--proposals', '60')
     assert result['settings']['proposals'] == 60
