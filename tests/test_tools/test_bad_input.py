@@ -130,7 +130,7 @@ TOOL_CASES = [
     (COMPARE + ['--batch', '0'], r"argument --batch: '0' is not"),
     (COMPARE + ['--size', 'large'], r"'large'"),
     (COMPARE + ['--device', 'cuda:7'], r"argument --device: 'cuda:7' cannot be used here"),
-    (COMPARE + ['--variant', 'nonsense'], r"variant 'nonsense' is neither"),
+    (COMPARE + ['--variant', 'nonsense'], r"no variant is named 'nonsense'"),
     (['compare.py', '{det}', '--work-dir', '{place}/notes.txt'], r'folder \S+notes\.txt is not writable .*--work-dir'),
     (['benchmark_deploy.py', 'backbone', '--batch', '0'], r"argument --batch: '0' is not"),
     (['benchmark_deploy.py', 'backbone', '--device', 'cuda:7'], r"argument --device: 'cuda:7' cannot be used here"),
