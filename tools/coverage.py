@@ -21,7 +21,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkerneldna import launch
-from mmkerneldna.errors import KernelDNAError
+from mmkerneldna.errors import KernelDNAError, UsageError, one_line_errors
+from mmkerneldna.launch.arguments import number
 from mmkerneldna.launch.variant import find_change, model_with_backbone
 from mmkerneldna.layers import ChildConv2d
 from mmkerneldna.modules import count_parameters
@@ -38,7 +39,7 @@ def parse_args():
     parser.add_argument('--folders', nargs='+', metavar='PACKAGE/FOLDER', help='only these (default: all)')
     parser.add_argument('--variants', nargs='+', choices=['kdna', *RIVALS], default=['kdna', *RIVALS], metavar='NAME',
                         help='columns of the table (default: all)')
-    parser.add_argument('--max-params', type=float, default=800, metavar='M',
+    parser.add_argument('--max-params', type=number(0, whole=False), default=800, metavar='M',
                         help='leave out a rival of more than M million parameters (memory)')
     parser.add_argument('--cache', type=Path, help='a JSON file of cells that a run which was stopped left')
     parser.add_argument('--out', type=Path, default=Path('docs/coverage.md'))
@@ -229,8 +230,21 @@ def fill(tensor, *args, **kwargs):
         return tensor.fill_(0.01)
 
 
+def check(args):
+    """Refuse before an hour of work what would fail behind it."""
+    known = {f'{package}/{folder.name}' for package in PACKAGES for folder in method_folders(package)}
+    unknown = sorted(set(args.folders or ()) - known)
+    if unknown:
+        raise UsageError(f'--folders {unknown[0]}: no such folder of configs; expected e.g. mmdet/faster_rcnn')
+    if args.out.is_dir():
+        raise UsageError(f'--out {args.out} is a folder: name a file in it')
+    launch.make_folder(args.out.parent, '--out')
+
+
 def main():
     args = parse_args()
+    with one_line_errors():
+        check(args)
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     for name in DRAWS:
         setattr(torch.nn.init, name, fill)

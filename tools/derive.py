@@ -23,7 +23,7 @@ from mmkerneldna.derive.images import DatasetImages, FolderImages
 from mmkerneldna.derive.outputs import check_out, write_outputs
 from mmkerneldna.derive.source import fetch
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_verbose_argument
+from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number, seed
 from mmkerneldna.launch.sharing import parse_plan, set_sharing
 from mmkerneldna.measure.benchmark import build_from_config
 
@@ -37,18 +37,18 @@ def parse_args():
     images = parser.add_mutually_exclusive_group()
     images.add_argument('--images', metavar='DIR', help='a folder of images, without labels')
     images.add_argument('--data', action='store_true', help="the config's training set; its labels are not used")
-    parser.add_argument('--steps', type=int, default=0, help='of reconstruction, a batch each (default: 0)')
-    parser.add_argument('--batch', type=int, help="images per batch (default: 8 of a folder, the data loader's with --data)")
-    parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images')
+    parser.add_argument('--steps', type=number(0), default=0, help='of reconstruction, a batch each (default: 0)')
+    parser.add_argument('--batch', type=number(1), help="images per batch (default: 8 of a folder, the data loader's with --data)")
+    parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images')
     parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent,... pairs, JSON or a .json file')
-    parser.add_argument('--residual-rank', type=int, help="rank of the children's low-rank residuals")
+    parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
                         help='parents keep their kernels, or each family shares the mean of its kernels')
-    parser.add_argument('--lr', type=float, default=Reconstruction.lr, help='of the reconstruction')
+    parser.add_argument('--lr', type=number(0, whole=False), default=Reconstruction.lr, help='of the reconstruction')
     parser.add_argument('--amp', action='store_true', help='reconstruct in bf16')
     parser.add_argument('--resume', action='store_true', help='go on with a reconstruction that was stopped')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--seed', type=seed, default=0)
+    add_device_argument(parser)
     parser.add_argument('--partial', action='store_true', help='accept a checkpoint that lacks a head, or has another one')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
                         help='read a file that holds more than weights; that can run code: only for files you trust')

@@ -34,6 +34,8 @@ OPTIONS = ['--cfg-options', 'data_root={shapes}']
 BENCHMARK = ['benchmark.py', '{det}', '--scope', 'backbone', '--size', '64', '--out-dir', '{tmp}']
 COMPARE = ['compare.py', '{det}', '--work-dir', '{tmp}/compare', '--cfg-options', 'data_root={shapes}']
 EXPORT = ['export.py', '{det}', CHECKPOINT, '--format', 'onnx']
+INFER = ['infer.py', '--out', '{tmp}/out']
+DERIVE = ['derive.py', '{det}', '--from', CHECKPOINT, '--out', '{tmp}/out.pth']
 CONVERT = ['convert_checkpoint.py', 'kdna-resnet18']
 
 
@@ -141,7 +143,26 @@ TOOL_CASES = [
     (['report.py', '{place}/notes.txt'], r'work_dir \S+notes\.txt is a file'),
     (['report.py', '{place}/spoilt_shapes'], r'holds no run'),
     (['report.py', '{place}/run', '--out-dir', '{place}/notes.txt'], r'folder \S+notes\.txt is not writable'),
+    (INFER + ['{det}'], r'must be followed by its checkpoint'),
+    (INFER + ['{place}/notes.txt'], r'notes\.txt is no config'),
+    (INFER + ['{det}', CHECKPOINT], r'no picture, video or folder is named'),
+    (INFER + ['{det}', CHECKPOINT, '{place}/nowhere.jpg'], r'nowhere\.jpg'),
+    (INFER + ['{det}', CHECKPOINT, '{place}', '--score-thr', '7'], r"argument --score-thr: '7' is not"),
+    (INFER + ['{det}', CHECKPOINT, '{place}', '--device', 'cuda:7'], r"argument --device: 'cuda:7' cannot be used here"),
+    (['coverage.py', '--out', '{place}'], r'--out \S+ is a folder'),
+    (['coverage.py', '--out', '{place}/notes.txt/coverage.md'], r'folder \S+notes\.txt is not writable .*--out'),
+    (['coverage.py', '--out', '{tmp}/coverage.md', '--max-params', '-1'], r"argument --max-params: '-1' is not"),
+    (['coverage.py', '--folders', 'mmdet/nowhere'], r'--folders mmdet/nowhere: no such folder'),
+    (['coverage.py', '--variants', 'nonsense'], r"invalid choice: 'nonsense'"),
     # files for others, and from others
+    (DERIVE + ['--steps', '-1'], r"argument --steps: '-1' is not"),
+    (DERIVE + ['--batch', '0'], r"argument --batch: '0' is not"),
+    (DERIVE + ['--size', '0', '64'], r"argument --size: '0' is not"),
+    (DERIVE + ['--lr', 'nan'], r"argument --lr: 'nan' is not a finite number"),
+    (DERIVE + ['--seed', '-1'], r"argument --seed: '-1' is not"),
+    (DERIVE + ['--device', 'cuda:7'], r"argument --device: 'cuda:7' cannot be used here"),
+    (['derive.py', '{place}/notes.txt', '--from', CHECKPOINT, '--out', '{tmp}/out.pth'], r'notes\.txt cannot be read'),
+    (['derive.py', '{det}', '--from', '{place}/empty.pth', '--out', '{tmp}/out.pth'], r'empty\.pth is cut short'),
     (EXPORT + ['--size', '0x64'], r"argument --size: .*'0x64'"),
     (EXPORT + ['--out', '{place}'], r'is a folder'),
     (EXPORT + ['--out', '{place}/nowhere/net.onnx'], r'folder \S+nowhere does not exist'),
