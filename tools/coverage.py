@@ -59,7 +59,7 @@ def first_config(folder):
         try:
             cfg = Config.fromfile(path)
         except Exception as error:  # a package that is missing, mostly
-            reason = ' '.join(str(error).split())[:150]
+            reason = ' '.join(str(error).split()).partition(', the current sys.path')[0][:150]
             continue
         if 'model' in cfg:
             return path.name, cfg

@@ -19,6 +19,7 @@ from ..variants import get_variant
 
 Part = Tuple[Any, Any]  # a dict or list of the model's config, and the key of a part of the model in it
 RESNETS = {'ResNet': {}, 'ResNetV1c': dict(deep_stem=True), 'ResNetV1d': dict(deep_stem=True, avg_down=True)}
+NOTHING_FROZEN = {'EfficientNet': 0}  # frozen_stages of a net in which it is not -1
 SWAPS = {'DynamicConvs': ('conv', 'include', 'exclude'), 'KernelDNA': ('plan', 'gate_cfg')}
 
 
@@ -101,7 +102,8 @@ def vary(part: Dict[str, Any], name: str) -> Dict[str, Any]:
     if kind in (*SWAPS, 'KDNAResNet', 'KDNAMobileNetV2'):
         raise UsageError(f'variant {name}: the config has a {kind} already; name the static config')
     if variant.conv is not None:
-        thawed = dict(frozen_stages=-1) if part.get('frozen_stages', -1) >= 0 else {}
+        nothing = NOTHING_FROZEN.get(kind, -1)
+        thawed = dict(frozen_stages=nothing) if part.get('frozen_stages', nothing) > nothing else {}
         return dict(type='DynamicConvs', conv=name, module=dict(part, **thawed))
     if kind in RESNETS and part.get('depth') in KDNAResNet.arch_settings and not (part.get('dcn') or part.get('conv_cfg')):
         return dict(part, type='KDNAResNet', **RESNETS[kind])

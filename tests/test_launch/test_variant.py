@@ -9,7 +9,7 @@ from torch import nn
 from mmkerneldna.errors import UsageError
 from mmkerneldna.hooks import MoELossHook, TemperatureHook
 from mmkerneldna.launch.config import load_config
-from mmkerneldna.launch.variant import add_layer_hooks, use_variant
+from mmkerneldna.launch.variant import add_layer_hooks, use_variant, vary
 from mmkerneldna.layers import ChildConv2d, MoEConv2d, ODConv2d
 
 TINY = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
@@ -65,6 +65,11 @@ def test_a_rival_thaws_frozen_stages_and_keeps_the_weights():
     inner = cfg.model.backbone.module
     assert cfg.model.backbone.conv == 'odconv4x' and inner.frozen_stages == -1 and inner.init_cfg.checkpoint == 'x'
     assert all(p.requires_grad for p in built(cfg).parameters())
+
+
+def test_nothing_frozen_is_0_in_an_efficientnet():
+    part = dict(type='EfficientNet', arch='b0', frozen_stages=0)
+    assert vary(part, 'se')['module'] == part and vary(dict(part, frozen_stages=2), 'se')['module'] == part
 
 
 def test_static_changes_nothing_but_the_name():
