@@ -15,7 +15,7 @@ from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.schedules import check_schedules
 from mmkerneldna.launch.settings import check_settings
 from mmkerneldna.launch.shorten import scale_schedule
-from mmkerneldna.sharing.paramwise import check_paramwise
+from mmkerneldna.sharing import use_owner_settings
 
 
 def parse_args():
@@ -64,7 +64,7 @@ def main():
         preflight.warn_frozen_random(cfg)
         check_schedules(cfg)
         runner = launch.build_runner(cfg, output)
-        check_paramwise(runner.model, cfg.optim_wrapper)
+        use_owner_settings(runner.model, runner.optim_wrapper)
         launch.build_loops(runner, 'train', 'val')
         check_schedules(cfg, runner)
         runner.train()

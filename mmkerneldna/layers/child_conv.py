@@ -44,7 +44,9 @@ class ChildConv2d(nn.Conv2d):
 
     ``weight`` *is* the parent's ``Parameter``. What rewrites kernels in place of modules (``mmcv.cnn.fuse_conv_bn``,
     mmengine's ``efficient_conv_bn_eval``) therefore acts on this conv as on any other, and does not reach it through
-    the parent. While the two are tied, a ``state_dict`` holds the kernel once, under the parent's name.
+    the parent. In a ``state_dict`` the kernel stands as in any conv's; where a tree holds child and parent,
+    :func:`mmkerneldna.sharing.share_kernels` sees to it that it is held once, under the parent's name. A child whose parent
+    is gone from the net so owns its kernel, in memory and in the file.
 
     With ``residual_rank`` r the kernel is ``W_parent * (1 + f) * (1 + s) + B A``, ``residual_b`` (C_out, r) times
     ``residual_a`` (r, C_in / G * k * k) (not in the paper; baked like the modulations, so free when deployed). B starts at
@@ -114,11 +116,12 @@ class ChildConv2d(nn.Conv2d):
     @property
     def tied(self) -> bool:
         """Whether the kernel still is the parent's; false once either was rewritten, by fusing it for instance."""
-        return self.weight is self.parent.weight
+        kernel = self._parameters.get('weight')
+        return kernel is not None and kernel is self.parent._parameters.get('weight')
 
     @property
     def parent(self) -> nn.Conv2d:
-        """Owner of the kernel."""
+        """Owner of the kernel; no longer part of the net if it was replaced there."""
         return self._parent[0]
 
     def own_size(self) -> int:
@@ -166,12 +169,36 @@ class ChildConv2d(nn.Conv2d):
         return self._gated_conv(input, weight, bias, residual_b)
 
     def _gated_conv(self, input: Tensor, weight: Tensor, bias: Optional[Tensor], residual_b: Optional[Tensor]) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self._check_parent()
         gate = self.gate(input)
         if self.padding_mode == 'zeros' and can_recompute(input, self.padding):
             return gated_conv2d(input, gate, weight, self.filter_scale, self.spatial_scale, bias, self.stride, self.padding,
                                 self.dilation, self.groups, residual_b, self.residual_a)
         weight = modulate_kernel(weight, self.filter_scale, self.spatial_scale, residual_b, self.residual_a)
         return super()._conv_forward(input * gate, weight, bias)
+
+    def _check_parent(self) -> None:
+        """Pruning and parametrizations turn a ``weight`` into a tensor made anew from another parameter, which can't be tied.
+
+        Raises:
+            UsageError: the parent has such a kernel, and this child none of its own.
+        """
+        if 'weight' in self._parameters and 'weight' not in self.parent._parameters:
+            raise UsageError('the parent of a ChildConv2d computes its kernel at run time now (pruning, spectral_norm, '
+                             'weight_norm or another parametrization), which a child can\'t borrow: make it permanent first '
+                             '(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or leave this conv out of '
+                             'the sharing plan')
+
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        # .to() keeps a Parameter, to_empty() and moves from or to 'meta' make a new one per module: tie them again.
+        tied, from_meta = self.tied, self.weight.is_meta
+        super()._apply(fn, recurse)
+        if tied:  # the parent comes later and finds its kernel converted
+            self.parent._parameters['weight'] = self._parameters['weight']
+        elif (from_meta or self.weight.is_meta) and self.weight.device == self.parent.weight.device:
+            self._parameters['weight'] = self.parent.weight  # the parent came first; a kernel on 'meta' has no values to lose
+        return self
 
     def __setattr__(self, name: str, value) -> None:
         if name == 'weight' and isinstance(value, nn.Parameter):
@@ -193,27 +220,6 @@ class ChildConv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         """Nothing to draw: the kernel is the parent's, modulations start at zero, the gate draws its own."""
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.tied:
-            del destination[prefix + 'weight']
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                              error_msgs) -> None:
-        key = prefix + 'weight'
-        if not self.tied:
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                                          error_msgs)
-            return
-        # A kernel under the child's name (a static net's checkpoint) must not overwrite the parent's.
-        foreign = state_dict.pop(key, None)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                                      error_msgs)
-        if key in missing_keys:
-            missing_keys.remove(key)
-        if foreign is not None and strict:
-            unexpected_keys.append(key)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ', borrowed kernel'

@@ -45,7 +45,9 @@ def deployed_params(model: nn.Module) -> int:
     ``filter_scale`` and ``spatial_scale``. Its gate stays, it depends on the input.
     """
     children = {m for m in model.modules() if isinstance(m, ChildConv2d)}
-    return count_parameters(model) + sum(child.deployed_size() - child.own_size() for child in children)
+    adapters = {m for child in children for m in child.modules()}
+    others = {p for m in model.modules() if m not in adapters for p in m.parameters(recurse=False)}
+    return sum(p.numel() for p in others) + sum(child.deployed_size() for child in children)
 
 
 def measure_complexity(model: nn.Module, size: Tuple[int, int], proposals: Optional[int] = None) -> Complexity:

@@ -8,10 +8,11 @@ from torch import nn
 
 from .._registry import build_inner
 from ..layers import ChildConv2d
-from ..modules import is_plain_conv
+from ..modules import is_plain_conv, replace
 from .auto import auto_plan
 from .paper_plans import get_plan
 from .plan import Borrowing, SharingPlan, SharingPlanError
+from .ties import keep_ties
 
 PlanLike = Union[SharingPlan, str, Mapping[str, Any]]
 
@@ -78,12 +79,13 @@ def share_kernels(module: nn.Module,
     convs = {path: _plain_conv(module, path, plan.name) for b in plan.borrowings for path in (b.child, b.parent)}
     for b in plan.borrowings:
         _check_fit(b, convs[b.child], convs[b.parent], plan.name)
+    _check_distinct(plan, convs)
     _check_free(module, plan)
     children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_cfg)
                 for b in plan.borrowings}
     for path, child in children.items():
-        owner, _, name = path.rpartition('.')
-        setattr(module.get_submodule(owner), name, child)
+        replace(module, convs[path], child)
+    keep_ties(module)
     print_log(plan.describe(module), logger='current')
     return module
 
@@ -111,6 +113,9 @@ def _plain_conv(module: nn.Module, path: str, plan: str) -> nn.Conv2d:
     if not is_plain_conv(conv):
         raise SharingPlanError(f"plan '{plan}': {path} is a {type(conv).__name__}; only a plain Conv2d can share its "
                                'kernel')
+    if 'weight' not in conv._parameters:
+        raise SharingPlanError(f"plan '{plan}': {path} computes its kernel at run time (pruning, spectral_norm, ...); only a "
+                               'kernel that is a parameter can be shared')
     return conv
 
 
@@ -132,9 +137,19 @@ def _check_fit(b: Borrowing, child: nn.Conv2d, parent: nn.Conv2d, plan: str) -> 
                                f'on {parent.weight.device} in {parent.weight.dtype}; move the module as a whole first')
 
 
+def _check_distinct(plan: SharingPlan, convs: Dict[str, nn.Conv2d]) -> None:
+    """A conv may hang in several places; a plan may name it by one of them, in one role."""
+    first: Dict[int, str] = {}
+    for path, conv in convs.items():
+        other = first.setdefault(id(conv), path)
+        if path != other and (path in plan.children or other in plan.children):
+            raise SharingPlanError(f"plan '{plan.name}': {other} and {path} are one conv, which hangs in both "
+                                   'places: name it once')
+
+
 def _check_free(module: nn.Module, plan: SharingPlan) -> None:
     """A conv that lends its kernel since an earlier plan can't turn into a child."""
-    lending = {id(m._parent[0]) for m in module.modules() if isinstance(m, ChildConv2d)}
+    lending = {id(m.parent) for m in module.modules() if isinstance(m, ChildConv2d)}
     for child in plan.children:
         if id(module.get_submodule(child)) in lending:
             raise SharingPlanError(f"plan '{plan.name}': {child} is the parent of a conv that shares already")

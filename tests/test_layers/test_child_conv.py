@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
 
 from mmkerneldna.layers import ChildConv2d
+from mmkerneldna.sharing import keep_ties
 
 
 class Pair(nn.Module):
@@ -21,6 +22,7 @@ class Pair(nn.Module):
         parent = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.child = ChildConv2d(parent, padding=1, **child_args)
         self.parent = parent
+        keep_ties(self)
 
     def forward(self, x):
         return self.parent(self.child(x))

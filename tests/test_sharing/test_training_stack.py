@@ -30,7 +30,7 @@ def step(net, x, optimizer):
 
 
 def ties(net):
-    return [m.weight is m._parent[0].weight for m in net.modules() if isinstance(m, ChildConv2d)]
+    return [m.weight is m.parent.weight for m in net.modules() if isinstance(m, ChildConv2d)]
 
 
 def test_round_trip_of_a_trained_state_dict():
@@ -139,12 +139,12 @@ def test_compiled_net_agrees():
 OPTIMIZER = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, weight_decay=0.01))
 
 
-def test_paramwise_needs_bypass_duplicate_and_says_so():
+def test_paramwise_needs_a_constructor_and_says_so():
     net = small_net()
     cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.))
     with pytest.raises(ValueError, match='more than one parameter group'):
         build_optim_wrapper(net, copy.deepcopy(cfg))  # what torch says
-    with pytest.raises(SharingPlanError, match='layer3.0.conv2 borrows into two parameter groups.*bypass_duplicate=True'):
+    with pytest.raises(SharingPlanError, match='layer3.0.conv2 borrows into two parameter groups.*SharedKernelOptimWrapper'):
         check_paramwise(net, cfg)
 
 
@@ -172,7 +172,7 @@ def _ddp_worker(rank, port, state, batches, queue):
     net.load_state_dict(state)
     ddp = nn.parallel.DistributedDataParallel(net.train())
     step(ddp, batches[rank], torch.optim.SGD(ddp.parameters(), 0.1))
-    queue.put((rank, {k: v.numpy() for k, v in net.state_dict().items()}))
+    queue.put((rank, {k.removeprefix('module.'): v.numpy() for k, v in ddp.state_dict().items()}))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -190,6 +190,7 @@ def test_two_processes_reach_the_weights_of_one():
     results = dict(queue.get() for _ in range(2))
     workers.join()
     step(net, batch, torch.optim.SGD(net.parameters(), 0.1))
+    assert results[0].keys() == net.state_dict().keys() and 'layer3.0.conv2.weight' not in results[0]
     for name, value in net.state_dict().items():
         for rank in range(2):
             torch.testing.assert_close(torch.from_numpy(results[rank][name]), value, rtol=1e-3, atol=1e-5, msg=name)
