@@ -32,7 +32,8 @@ def check_frozen_parents(plan: SharingPlan, frozen: Sequence[str]) -> None:
 def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: bool, norm_eval: bool) -> None:
     """Put right what freezing whole stages does to shared kernels.
 
-    A borrowed kernel is frozen if and only if its owner's stage is (a child's own, if its parent is gone), and gates and modulations of frozen stages stay
+    A borrowed kernel is frozen if and only if its owner's stage is (a child's own, if its parent is
+    gone), and gates and modulations of frozen stages stay
     trainable (gate norms in training mode too, unless ``norm_eval``) unless ``freeze_adapters``.
     """
     stages: Dict[int, str] = {id(m): path.split('.')[0] for path, m in module.named_modules() if isinstance(m, nn.Conv2d)}

@@ -64,7 +64,8 @@ def test_gradients_equal_those_of_the_plain_formula(kernel, groups, rank, spatia
     expected = F.conv2d(x * gate, full, None, *GEOMETRY, groups)
     torch.testing.assert_close(y, expected)
     leaves = [p for p in (x, gate, weight, filter_scale, spatial_scale, b, a) if p is not None and p.requires_grad]
-    for ours, theirs in zip(torch.autograd.grad(y.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)):
+    grads = [torch.autograd.grad(output.square().sum(), leaves) for output in (y, expected)]
+    for ours, theirs in zip(*grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -186,7 +187,8 @@ def test_another_kernel_leaves_the_residual_alone():
 def kept_bytes(child, x):
     """Bytes that autograd keeps beside parameters, buffers and the input."""
     storages = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: storages.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: storages.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
         y = child(x)  # noqa: F841  (keeps the graph, and so the storages, alive)
     known = {t.untyped_storage().data_ptr() for t in (x, *child.parameters(), *child.buffers())}
     return sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in known)

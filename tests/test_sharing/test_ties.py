@@ -283,7 +283,8 @@ def test_rtmdets_head_with_shared_convs_saves_what_it_says():
     init_default_scope('mmdet')
     head = RTMDetSepBNHead(num_classes=3, in_channels=32, feat_channels=32, share_conv=True, pred_kernel_size=1,
                            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
-                           bbox_coder=dict(type='DistancePointBBoxCoder'), loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+                           bbox_coder=dict(type='DistancePointBBoxCoder'),
+                           loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
                            loss_bbox=dict(type='GIoULoss'))
     before = sum(p.numel() for p in head.parameters())
     share_kernels(head, 'auto')
