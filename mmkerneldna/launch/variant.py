@@ -148,9 +148,10 @@ def _parts(model: Dict[str, Any]) -> List[Part]:
 
 def _take(cfg: Config, change: Change) -> None:
     change.place[change.key] = ConfigDict(change.changed)
-    imports = cfg.get('custom_imports', dict(imports=[], allow_failed_imports=False))
-    if 'mmkerneldna' not in imports['imports']:
-        cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmkerneldna'])
+    settings = cfg.get('custom_imports', dict(imports=[], allow_failed_imports=False))
+    names = [settings['imports']] if isinstance(settings['imports'], str) else settings['imports']  # mmengine takes both
+    if 'mmkerneldna' not in names:
+        cfg.custom_imports = dict(settings, imports=[*names, 'mmkerneldna'])
 
 
 def _inner_key(key: str, cfg: Config) -> str:

@@ -67,6 +67,13 @@ def test_a_rival_thaws_frozen_stages_and_keeps_the_weights():
     assert all(p.requires_grad for p in built(cfg).parameters())
 
 
+def test_custom_imports_may_be_one_name():
+    cfg = config(resnet())
+    cfg.custom_imports = dict(imports='mmdet.models', allow_failed_imports=False)
+    use_variant(cfg, 'se')
+    assert cfg.custom_imports.imports == ['mmdet.models', 'mmkerneldna']
+
+
 def test_nothing_frozen_is_0_in_an_efficientnet():
     part = dict(type='EfficientNet', arch='b0', frozen_stages=0)
     assert vary(part, 'se')['module'] == part and vary(dict(part, frozen_stages=2), 'se')['module'] == part
