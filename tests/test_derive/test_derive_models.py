@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkerneldna.derive import Reconstruction, derive
@@ -45,7 +46,7 @@ CASES = {
 
 def build(cfg, scope):
     with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg)
+        model = MODELS.build(ConfigDict(cfg))
     torch.manual_seed(0)
     randomise(model)
     model.eval()
