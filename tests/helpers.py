@@ -1,4 +1,6 @@
 """What several test modules need."""
+import os
+
 import torch
 from torch import nn
 
@@ -43,3 +45,13 @@ def assert_same(outputs, expected, tolerance=1e-5):
     assert len(outputs) == len(expected) > 0
     for output, target in zip(outputs, expected):
         assert (output - target).abs().max() <= tolerance * target.abs().max()
+
+
+class Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path, )

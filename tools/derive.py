@@ -18,10 +18,10 @@ from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
+from mmkerneldna.checkpoints.remote import fetch
 from mmkerneldna.derive import Reconstruction, derive
 from mmkerneldna.derive.images import DatasetImages, FolderImages
 from mmkerneldna.derive.outputs import check_out, write_outputs
-from mmkerneldna.derive.source import fetch
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number, seed
 from mmkerneldna.launch.sharing import parse_plan, set_sharing

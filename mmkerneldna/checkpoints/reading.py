@@ -5,7 +5,7 @@ a checkpoint of somebody else's net reads it through :func:`plain_state_dict` or
 """
 import functools
 import re
-from typing import Any, Callable, Dict, Iterable, Mapping, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, Mapping, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -45,7 +45,7 @@ def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoin
         raise CheckpointError(f'{source} holds no weights, only {some(checkpoint)}; expected a state dict, or a dict with one '
                               f"under {', '.join(map(repr, WRAPPERS))}")
     state = _in_fp32(_without_averages({_PREFIXES.sub('', key): value for key, value in state.items()}), source)
-    _check_finite(state, source)
+    check_finite(state, source)
     return state
 
 
@@ -94,6 +94,30 @@ def reads_released(convert: Callable[..., Dict[str, Tensor]]) -> Callable[..., D
     return convert_any
 
 
+def check_finite(state: Mapping[str, Any], source: str, parameters: Collection[str] = ()) -> None:
+    """Refuse the weights of a training that diverged.
+
+    Args:
+        state (Mapping): name -> tensor; anything else in it is passed over.
+        source (str): names it in messages.
+        parameters (collection[str]): entries known to be learned. Any other that is 0 or -inf throughout is a mask of
+            attention, which models keep as a buffer.
+
+    Raises:
+        CheckpointError: entries with NaN or infinite numbers.
+    """
+    broken = [key for key, value in _tensors(state).items() if _diverged(value, key in parameters)]
+    if broken:
+        raise CheckpointError(f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
+                              f'infinite numbers ({some(broken)}); take an earlier checkpoint')
+
+
+def _diverged(value: Tensor, learned: bool) -> bool:
+    if bool(value.isfinite().all()):
+        return False
+    return learned or not bool(((value == 0) | (value == -torch.inf)).all())
+
+
 def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = next((checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)), None)
     return checkpoint if inner is None else _unwrap(inner)
@@ -121,13 +145,6 @@ def _in_fp32(state: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
     if half:
         print_log(f'{source}: {len(half)} of {len(state)} entries are in half precision, read as fp32', logger='current')
     return {**state, **{key: state[key].float() for key in half}}
-
-
-def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
-                              f'infinite numbers ({some(broken)}); take an earlier checkpoint')
 
 
 def _mmdet_names(state: Dict[str, Tensor]) -> Dict[str, Tensor]:

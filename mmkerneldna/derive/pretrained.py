@@ -8,10 +8,11 @@ from torch import nn
 
 from ..backbones.shared_backbone import SharedKernelBackbone
 from ..checkpoints.reading import plain_state_dict
+from ..checkpoints.remote import fetch
 from .dense import children_of
 from .engine import derive
 from .report import DeriveReport
-from .source import fetch, is_shared
+from .source import is_shared
 
 
 def takes_dense(module: nn.Module) -> bool:
@@ -57,7 +58,8 @@ class DerivingPretrainedInit(PretrainedInit):
         """Initialise ``module``.
 
         Raises:
-            DeriveError: the checkpoint can't be fetched, or is dense and does not fit.
+            CheckpointError: the checkpoint can't be fetched.
+            DeriveError: it is dense and does not fit.
         """
         if not takes_dense(module) or derive_if_dense(module, fetch(self.checkpoint), self.checkpoint, self.prefix or '',
                                                       partial=True) is None:

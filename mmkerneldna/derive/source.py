@@ -4,13 +4,11 @@ import re
 from collections import Counter
 from typing import Any, Dict, Iterable, List, Mapping, Union
 
-import torch
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoints.loading import CheckpointError, read_checkpoint
 from ..checkpoints.mobilenet_names import mobilenet_prefixes
 from ..checkpoints.reading import plain_state_dict
+from ..checkpoints.remote import fetch
 from ..errors import KernelDNAError
 
 Source = Union[str, os.PathLike, nn.Module, Mapping[str, Any]]
@@ -26,11 +24,11 @@ def read_source(source: Source) -> Dict[str, Tensor]:
 
     Args:
         source: a module, a state dict (also one under ``state_dict`` or ``model``), or the name of a file or of what
-            mmengine can fetch (``torchvision://resnet50``, ``open-mmlab://...``, ``https://...``).
+            can be fetched (``torchvision://resnet50``, ``open-mmlab://...``, ``https://...``).
 
     Raises:
-        DeriveError: it can't be fetched, or is a KernelDNA net's.
-        CheckpointError: no such file, no weights in it, or values that are not finite.
+        DeriveError: it is a KernelDNA net's.
+        CheckpointError: no such file, it can't be fetched, has no weights in it, or values that are not finite.
     """
     if isinstance(source, nn.Module):
         held, name = source.state_dict(), type(source).__name__
@@ -49,26 +47,6 @@ def read_source(source: Source) -> Dict[str, Tensor]:
 def is_shared(state: Iterable[str]) -> bool:
     """Whether these are the entries of a KernelDNA net: some child has its scales in there."""
     return any(key.endswith('.filter_scale') for key in state)
-
-
-def fetch(name: str) -> Mapping[str, Any]:
-    """What the file or the address ``name`` holds.
-
-    Raises:
-        DeriveError: it can't be fetched; says which file to put where.
-        CheckpointError: a local file that does not exist or does not read.
-    """
-    if '://' not in name:
-        return read_checkpoint(name, unsafe=os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') == '1')  # --unsafe-checkpoint
-    try:
-        return CheckpointLoader.load_checkpoint(name, map_location='cpu')
-    except CheckpointError:
-        raise
-    except Exception as error:  # network, registry of names, unpickling: each raises its own
-        cause = ' '.join(str(error).split()) or type(error).__name__
-        raise DeriveError(f'{name} can\'t be fetched ({cause[:200]}); download it where there is a network and put the '
-                          f'file into {os.path.join(torch.hub.get_dir(), "checkpoints")}, or name the file instead of '
-                          f'{name}') from error
 
 
 def listed(names: Iterable[str]) -> str:

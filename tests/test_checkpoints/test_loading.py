@@ -6,24 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Payload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.logging import MessageHub
-from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
-from mmkerneldna.checkpoints.loading import (CheckpointError, check_architecture, compare_state_dict,
-                                             find_whole_checkpoint, install_safe_loading, read_checkpoint)
-
-
-class Payload:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path, )
+from mmkerneldna.checkpoints.loading import (
+    CheckpointError,
+    check_architecture,
+    compare_state_dict,
+    find_whole_checkpoint,
+    install_safe_loading,
+    read_checkpoint,
+)
 
 
 class GetattrPayload:
@@ -31,17 +28,6 @@ class GetattrPayload:
 
     def __reduce__(self):
         return getattr, (dict, 'fromkeys')
-
-
-@pytest.fixture
-def loaders():
-    """Leave mmengine's loaders and torch's switches as they were."""
-    schemes, environment = dict(CheckpointLoader._schemes), dict(os.environ)
-    yield
-    CheckpointLoader._schemes.clear()
-    CheckpointLoader._schemes.update(schemes)
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def net(*widths):
