@@ -6,7 +6,7 @@ with quiet_imports():
     check_dependencies()
 
     from . import _config_scopes  # noqa: F401  (before any config names mmseg:: or mmkerneldna::)
-    from . import layers, sharing, backbones, checkpoints, datasets, deploy, derive, hooks, launch  # noqa: F401
+    from . import layers, sharing, backbones, checkpoints, datasets, deploy, derive, distill, hooks, launch  # noqa: F401
 from .version import __version__
 
 __all__ = ['DependencyError', '__version__']

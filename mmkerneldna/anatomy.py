@@ -62,6 +62,11 @@ def has_proposals(model: Union[nn.Module, dict]) -> bool:
     return all(_part(model, name) is not None for name in ('rpn_head', 'roi_head'))
 
 
+def trained_model(model: dict) -> dict:
+    """The config of the model that a training leaves behind: the student's where a teacher stands beside it."""
+    return model['student'] if model.get('type') == 'Distilled' and isinstance(model.get('student'), dict) else model
+
+
 def backbone_of(model: nn.Module) -> nn.Module:
     """The backbone of a whole model; any other module is one itself."""
     return cast(nn.Module, model.backbone) if is_whole(model) else model

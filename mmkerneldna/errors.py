@@ -43,6 +43,11 @@ def explain(error: BaseException) -> Optional[str]:
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """The type and the text of any error."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
+
+
 def _unknown_type(found: re.Match, text: str) -> str:
     return unknown_type(found.group(1), found.group(2))
 

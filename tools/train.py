@@ -10,6 +10,7 @@ from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch import preflight
 from mmkerneldna.launch.arguments import add_length_arguments, parse_run_arguments, seed
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
+from mmkerneldna.launch.distill_from import add_distill_argument, use_distillation
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.repeatable import make_repeatable
 from mmkerneldna.launch.schedules import check_schedules
@@ -31,6 +32,7 @@ def parse_args():
     parser.add_argument('--allow-partial-load', action='store_true',
                         help='load_from a checkpoint of another head or backbone as far as it fits')
     add_length_arguments(parser)
+    add_distill_argument(parser)
     return parse_run_arguments(parser)
 
 
@@ -51,6 +53,7 @@ def prepare_config(args):
     launch.add_hook(cfg, dict(type='CheckpointFitHook', allow_partial=args.allow_partial_load))
     launch.add_hook(cfg, dict(type='CostHook'))
     make_repeatable(cfg)
+    use_distillation(cfg, args.distill_from)
     return cfg
 
 

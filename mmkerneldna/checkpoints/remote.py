@@ -7,9 +7,10 @@ copied by hand into the folder that torch downloads to is as good as a download.
 import difflib
 import importlib.util
 import os
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any
 from urllib.parse import urlparse
 
 import mmengine
@@ -29,7 +30,7 @@ MMCLS = ('mmcls://', )
 PREFIXES = (*WEB, *TORCHVISION, *OPENMMLAB, *MMCLS)
 
 
-def fetch(name: str, map_location='cpu', unsafe: Optional[bool] = None) -> Mapping[str, Any]:
+def fetch(name: str, map_location='cpu', unsafe: bool | None = None) -> Mapping[str, Any]:
     """Read a checkpoint from a file, or from what a short name or an address stands for.
 
     Args:
@@ -93,7 +94,7 @@ def find_file(name: str) -> Path:
     return _cached(file_name) or _download(name, url, file_name)
 
 
-def folders() -> List[Path]:
+def folders() -> list[Path]:
     """Where files are looked for: torch's download folder, then the one of its early versions."""
     home = os.environ.get('TORCH_HOME') or os.path.join(os.environ.get('XDG_CACHE_HOME', '~/.cache'), 'torch')
     return [Path(torch.hub.get_dir(), 'checkpoints').expanduser(), Path(home, 'checkpoints').expanduser()]
@@ -105,7 +106,7 @@ def mmengine_home() -> Path:
     return Path(os.environ.get('MMENGINE_HOME', cache)).expanduser()
 
 
-def _table(prefix: str, short: str) -> Dict[str, str]:
+def _table(prefix: str, short: str) -> dict[str, str]:
     if prefix in MMCLS:
         return get_mmcls_models()
     if prefix in OPENMMLAB:
@@ -119,7 +120,7 @@ def _has_torchvision() -> bool:
     return importlib.util.find_spec('torchvision') is not None
 
 
-def _cached(file_name: str) -> Optional[Path]:
+def _cached(file_name: str) -> Path | None:
     return next((folder / file_name for folder in folders() if (folder / file_name).is_file()), None)
 
 

@@ -1,5 +1,6 @@
 """Refuse a checkpoint of another architecture or of a training that diverged; one of the dense net is derived first."""
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

@@ -1,5 +1,5 @@
 """The balance loss of mixture-of-experts convolutions, handed to the losses of any detector or segmenter."""
-from typing import Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from mmengine.hooks import Hook
@@ -37,6 +37,7 @@ class MoELossHook(Hook):
             raise ValueError(f'weight={weight} of MoELossHook must not be negative')
         self.weight, self.interval = weight, interval
         self._model: Optional[nn.Module] = None
+        self._own: Optional[Callable[..., Any]] = None  # a loss that was put into the model before, as a distillation's
 
     def before_train(self, runner) -> None:
         """Wrap the model's ``loss``."""
@@ -49,6 +50,7 @@ class MoELossHook(Hook):
         if not callable(getattr(model, 'loss', None)):
             raise ValueError(f'MoELossHook needs a model with a method loss() that returns a dict, {type(model).__name__} '
                              'has none')
+        self._own = vars(model).get('loss')
         model.loss = self._wrapped(model.loss, layers)
         self._model = model
 
@@ -77,4 +79,6 @@ class MoELossHook(Hook):
         """Give the model its own ``loss`` back."""
         if self._model is not None:
             del self._model.loss
+            if self._own is not None:
+                self._model.loss = self._own
             self._model = None

@@ -1,5 +1,4 @@
 """What the training and the test tool do to a config before a Runner gets it, for detection and segmentation alike."""
-import difflib
 import os
 import tempfile
 import traceback
@@ -10,14 +9,16 @@ from typing import Iterator, Optional, Union
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..anatomy import unwrap
 from ..checkpoints.loading import find_whole_checkpoint, read_checkpoint
+from ..config_files import read_config
 from ..datasets import override_data_root
-from ..errors import UsageError, explain
+from ..distill import prepare_distillation
+from ..errors import UsageError, explain, one_line
 from .preflight import check_optimizer_type
 from .quiet import QuietOutput
 from .variant import add_layer_hooks, inside_swap, use_variant
@@ -38,7 +39,7 @@ def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none
     Raises:
         UsageError: there is no such file, it can't be parsed, needs a package that is missing, or can't be this variant.
     """
-    cfg = _read(name)
+    cfg = read_config(name)
     cfg.launcher = launcher
     options = dict(options or {})
     if 'data_root' in options:  # paths were joined with it while the config was read
@@ -50,30 +51,9 @@ def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none
     try:
         cfg.merge_from_dict(inside_swap(options, cfg))
     except (AssertionError, LookupError, TypeError, ValueError) as error:
-        raise UsageError(f'--cfg-options {" ".join(map(str, options))}: {_one_line(error)}') from error
+        raise UsageError(f'--cfg-options {" ".join(map(str, options))}: {one_line(error)}') from error
     check_parts(cfg)
     return cfg
-
-
-def _read(name: str) -> Config:
-    if '::' not in name and not os.path.isfile(name):
-        fault = 'is a folder, name a file in it' if os.path.isdir(name) else f'does not exist{_near_files(name)}'
-        raise UsageError(f'config {name} {fault}')
-    try:
-        return get_config(name) if '::' in name else Config.fromfile(name)
-    except Exception as error:  # a config is the user's own program: it can raise anything
-        raise UsageError(f'config {name} cannot be read: {_one_line(error)}') from error
-
-
-def _one_line(error: BaseException) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'
-
-
-def _near_files(name: str) -> str:
-    folder = Path(name).parent
-    names = [path.name for path in folder.glob('*.py')] if folder.is_dir() else []
-    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.4)
-    return f'; nearest in {folder}: {", ".join(near)}' if near else ''
 
 
 def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
@@ -223,7 +203,7 @@ def build_runner(cfg: Config, output: Optional[QuietOutput] = None) -> Runner:
 
 
 def build_loops(runner: Runner, *splits: str) -> None:
-    """Build the loops with their data, for ``'train'`` the optimizer too, which the Runner leaves until it starts.
+    """Build the loops with their data, for ``'train'`` the optimizer and a teacher too, which are left until a run starts.
 
     Raises:
         UsageError: as for :func:`build_runner`.
@@ -233,6 +213,7 @@ def build_loops(runner: Runner, *splits: str) -> None:
             getattr(runner, f'{split}_loop')
         if 'train' in splits:
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            prepare_distillation(unwrap(runner.model))
 
 
 @contextmanager
@@ -244,4 +225,4 @@ def _refused_in_a_line(cfg: Config) -> Iterator[None]:
             raise
         path = Path(cfg.work_dir, 'error.txt')
         path.write_text(traceback.format_exc())
-        raise UsageError(f'the config cannot be built: {_one_line(error)} (traceback in {path})') from error
+        raise UsageError(f'the config cannot be built: {one_line(error)} (traceback in {path})') from error

@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, OPTIMIZERS, DefaultScope
 
 from .predictions import innermost_dataset
+from ..anatomy import trained_model
 from ..errors import UsageError, unknown_type
 
 
@@ -23,7 +24,8 @@ def check_num_classes(cfg: Config) -> None:
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         classes = DATASETS.build(dict(data, pipeline=[], lazy_init=True)).metainfo.get('classes')
-    for path, count in _head_classes(cfg.model, 'model'):
+    student = trained_model(cfg.model)
+    for path, count in _head_classes(student, 'model' if student is cfg.model else 'model.student'):
         if classes is not None and count != len(classes):
             raise UsageError(f'{path}.num_classes is {count}, and the training set {data.type} has {len(classes)} '
                              f'classes: set {path}.num_classes={len(classes)}')
@@ -41,8 +43,9 @@ def _head_classes(node: dict, path: str) -> Iterator[Tuple[str, int]]:
 
 def warn_frozen_random(cfg: Config) -> None:
     """Say that stages are frozen at random weights, where a config freezes them and loads nothing."""
-    backbone = cfg.model.get('backbone', {})
-    loads = cfg.get('load_from') or cfg.model.get('pretrained') or backbone.get('init_cfg')
+    model = trained_model(cfg.model)
+    backbone = model.get('backbone', {})
+    loads = cfg.get('load_from') or model.get('pretrained') or backbone.get('init_cfg')
     if backbone.get('frozen_stages', -1) >= 0 and not loads:
         print_log(f'the backbone freezes its stem and first {backbone.frozen_stages} stage(s) and loads no weights: '
                   'they stay random. Give it weights (model.backbone.init_cfg.type=Pretrained '

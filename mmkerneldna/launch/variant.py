@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
+from ..anatomy import trained_model
 from ..backbones import KDNAResNet
 from ..errors import KernelDNAError, UsageError, explain
 from ..hooks import MoELossHook, TemperatureHook
@@ -130,6 +131,7 @@ def add_layer_hooks(runner: Runner) -> None:
 
 def model_with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     """The part of a model's config that has the backbone: the model, or the detector in a tracker or a teacher."""
+    node = trained_model(node)
     if isinstance(node.get('backbone'), dict):
         return node
     inner = (model_with_backbone(child) for child in node.values() if isinstance(child, dict))
