@@ -5,7 +5,7 @@ Revisiting Dynamic Convolution via Matrix Decomposition, Li et al., ICLR 2021, h
 Letters: N batch, C_in / C_out channels, k kernel side, L latent channels, L_k latent taps, H W input size.
 """
 import math
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from .static_start import StaticStart
 class Form(NamedTuple):
     """How a family of the released nets chooses the widths of a layer."""
     reduction: int  # of the fusion branch
-    linear_std: Optional[float]  # deviation of its linear layers at the start; None for torch's
+    linear_std: float | None  # deviation of its linear layers at the start; None for torch's
 
 
 FORMS = dict(resnet=Form(16, None), mobilenet=Form(8, 0.01))
@@ -51,7 +51,7 @@ class Fusion(NamedTuple):
 class FusionBranch(nn.Module):
     """Average pool -> linear -> self gate -> two linear heads (paper, figure 2)."""
 
-    def __init__(self, channels: int, out_channels: int, hidden: int, phi_shape: Tuple[int, int], pool_size: int) -> None:
+    def __init__(self, channels: int, out_channels: int, hidden: int, phi_shape: tuple[int, int], pool_size: int) -> None:
         super().__init__()
         self.pool_size, self.phi_shape = pool_size, phi_shape
         self.fc = nn.Linear(channels * pool_size**2, hidden, bias=False)
@@ -116,8 +116,8 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
         norm_cfg (dict, optional): the two norms, BN (the paper), SyncBN, GN or None; a depthwise layer has none.
 
     Raises:
-        ValueError: an unknown ``form``, ``groups`` between one and the channels, L or ``pool_size`` below 1, ``reduction`` out of range, or a
-            layer norm.
+        ValueError: an unknown ``form``, ``groups`` between one and the channels, L or ``pool_size`` below 1,
+            ``reduction`` out of range, or a layer norm.
     """
 
     # 3x3 and 1x1 convolutions of the residual branches; shortcuts, stems and depthwise convolutions stay static
@@ -139,10 +139,10 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
                  bias: bool = True,
                  padding_mode: str = 'zeros',
                  form: str = 'resnet',
-                 latent_channels: Optional[int] = None,
-                 pool_size: Optional[int] = None,
-                 reduction: Optional[int] = None,
-                 norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+                 latent_channels: int | None = None,
+                 pool_size: int | None = None,
+                 reduction: int | None = None,
+                 norm_cfg: dict | None = dict(type='BN')) -> None:
         if groups != 1 and not groups == in_channels == out_channels:
             raise ValueError(f'DCDConv2d fuses all channels (groups=1) or the taps of a depthwise kernel, and has no form for '
                              f'groups={groups} with {in_channels} and {out_channels} channels: keep this convolution static')
@@ -202,7 +202,7 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
             for layer in (m for m in self.fusion.modules() if isinstance(m, nn.Linear)):
                 nn.init.normal_(layer.weight, std=FORMS[self.form].linear_std)
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""
         nn.init.zeros_(self.p.weight)
         nn.init.zeros_(self.fusion.scale_fc.weight)

@@ -2,7 +2,8 @@
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def pad_for_mode(conv: nn.modules.conv._ConvNd, x: Tensor) -> Tuple[Tensor, Any]:
+def pad_for_mode(conv: nn.modules.conv._ConvNd, x: Tensor) -> tuple[Tensor, Any]:
     """Pad ``x`` as ``conv.padding_mode`` says; returns it with the padding that is left to the convolution."""
     if conv.padding_mode == 'zeros':
         return x, conv.padding
@@ -100,7 +101,7 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def convolve(self, x: Tensor, attention: Optional[Tensor], bias: Optional[Tensor],
+    def convolve(self, x: Tensor, attention: Tensor | None, bias: Tensor | None,
                  scales: Sequence[Tensor] = ()) -> Tensor:
         """Convolve with the mixed kernels, see :func:`.mixture.mixture_conv2d`."""
         x, padding = pad_for_mode(self, x)
@@ -112,7 +113,7 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
     def make_neutral(self) -> None:
         """Make the factor on experts that are alike ``static_gain``, for every input. Nothing to do where it always is."""
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""
         self.make_neutral()
         # whole tensors, not views: with assign=True they become the parameters
@@ -132,7 +133,7 @@ def on_four_axes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
 
 
-def init_attention(convs: List[nn.Conv2d]) -> None:
+def init_attention(convs: list[nn.Conv2d]) -> None:
     """Kaiming-normal kernels (fan out) and zero bias: every attention starts near its middle."""
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')

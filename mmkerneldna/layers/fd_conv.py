@@ -15,7 +15,6 @@ Where this differs from the authors' code (Linwei-Chen/FDConv), and why:
 - Grouped convolutions are possible: the spectrum is that of the (C_out k) x (C_in/g k) matrix.
 """
 import math
-from typing import Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +53,7 @@ class GlobalModulation(nn.Module):
     kernel positions (not for 1x1 kernels) and frequency groups.
     """
 
-    def __init__(self, conv: nn.Module, num_groups: int, hidden: int, norm_cfg: Optional[dict]) -> None:
+    def __init__(self, conv: nn.Module, num_groups: int, hidden: int, norm_cfg: dict | None) -> None:
         super().__init__()
         depthwise = conv.in_channels == conv.groups == conv.out_channels
         positions = math.prod(conv.kernel_size)
@@ -81,10 +80,10 @@ class GlobalModulation(nn.Module):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
-    def _heads(self) -> List[Optional[nn.Linear]]:
+    def _heads(self) -> list[nn.Linear | None]:
         return [self.channel_fc, self.filter_fc, self.spatial_fc, self.frequency_fc]
 
-    def forward(self, pooled: Tensor) -> List[Optional[Tensor]]:
+    def forward(self, pooled: Tensor) -> list[Tensor | None]:
         """(N, C_in) -> factors (N, C_in), (N, C_out), (N, k * k), (N, n); None where there is no such axis."""
         hidden = self.act(pooled_norm(self.norm, self.fc(pooled)[:, :, None, None], self.training)).flatten(1)
         return [None if head is None else 2 * head(hidden).sigmoid() for head in self._heads()]
@@ -148,9 +147,9 @@ class FDConv2d(StaticStart, nn.Module):
                  groups: int = 1,
                  bias: bool = True,
                  padding_mode: str = 'zeros',
-                 num_experts: Optional[int] = None,
+                 num_experts: int | None = None,
                  reduction: int = 16,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 norm_cfg: dict | None = dict(type='BN'),
                  released: bool = False) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
@@ -184,7 +183,7 @@ class FDConv2d(StaticStart, nn.Module):
             nn.init.normal_(self.band_weight, std=SMALL)
             nn.init.zeros_(self.band_bias)
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`: every modulation is exactly one."""
         self.global_modulation.make_neutral()
         for weight in (self.local_modulation.filters, self.band_weight, self.band_bias):
@@ -215,7 +214,7 @@ class FDConv2d(StaticStart, nn.Module):
                 f'groups={self.groups}, num_experts={self.num_experts}')
 
 
-def _check_groups(num_experts: Optional[int], frequencies: int) -> int:
+def _check_groups(num_experts: int | None, frequencies: int) -> int:
     if num_experts is None:
         return min(NUM_GROUPS, frequencies)
     check_num_experts(num_experts)

@@ -11,14 +11,14 @@ start, a backward pass that is itself to be differentiated (``create_graph=True`
 
 Letters: N batch, C_in / C_out channels, G groups, k kernel size.
 """
-from typing import Callable, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def modulation(filter_scale: Tensor, spatial_scale: Optional[Tensor]) -> Tensor:
+def modulation(filter_scale: Tensor, spatial_scale: Tensor | None) -> Tensor:
     """(1 + f) * (1 + s): (C_out, 1, 1, 1), (1, 1, k, k) or None -> (C_out, 1, k, k), (C_out, 1, 1, 1) without s."""
     factor = 1 + filter_scale
     return factor if spatial_scale is None else factor * (1 + spatial_scale)
@@ -30,8 +30,8 @@ def low_rank(residual_b: Tensor, residual_a: Tensor) -> Tensor:
         return residual_b @ residual_a
 
 
-def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
-                    residual_b: Optional[Tensor] = None, residual_a: Optional[Tensor] = None) -> Tensor:
+def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
+                    residual_b: Tensor | None = None, residual_a: Tensor | None = None) -> Tensor:
     """W * (1 + filter_scale) * (1 + spatial_scale) + B A.
 
     The two small factors are joined first: the kernel itself is read and written once.
@@ -65,15 +65,15 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast computes convolutions of ``x`` in, None where it is off."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
-                 bias: Optional[Tensor], stride: Tuple[int, int], padding: Tuple[int, int], dilation: Tuple[int, int],
-                 groups: int, residual_b: Optional[Tensor] = None, residual_a: Optional[Tensor] = None) -> Tensor:
+def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
+                 bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
+                 groups: int, residual_b: Tensor | None = None, residual_a: Tensor | None = None) -> Tensor:
     """The child's convolution, keeping its arguments alone for the backward pass.
 
     Follows autocast.
@@ -134,8 +134,8 @@ class _GatedConv2d(torch.autograd.Function):
         return (*plain_gradients(plain, (*ctx.saved_tensors, zero), ctx.needs_input_grad[:8], grad), None, None)
 
 
-def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Optional[Tensor]], needed: Sequence[bool],
-                    grad: Tensor) -> List[Optional[Tensor]]:
+def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool],
+                    grad: Tensor) -> list[Tensor | None]:
     """Gradients of ``function`` by each input that needs one, themselves differentiable."""
     # Aliases: where one input was computed from another, the gradient must not run on along that way.
     aliases = [t if t is None else t.view_as(t) for t in inputs]
@@ -145,12 +145,12 @@ def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Optional[T
     return [next(grads) if need else None for need in needed]
 
 
-def _in(tensor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
+def _in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _kernel_grads(grad: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Optional[Tensor],
-                  residual_b: Optional[Tensor], residual_a: Optional[Tensor], needed) -> Tuple[Optional[Tensor], ...]:
+def _kernel_grads(grad: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
+                  residual_b: Tensor | None, residual_a: Tensor | None, needed) -> tuple[Tensor | None, ...]:
     """Gradients of kernel, filter scale, spatial scale and the residual's two factors from that of the modulated kernel."""
     need_weight, need_filter, need_spatial, need_b, need_a = needed
     grad = grad.to(weight.dtype)

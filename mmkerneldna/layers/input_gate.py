@@ -2,7 +2,6 @@
 
 KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
 """
-from typing import Optional
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ class InputGate(nn.Module):
     def __init__(self,
                  channels: int,
                  reduction: int = 4,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 norm_cfg: dict | None = dict(type='BN'),
                  calibrate: bool = False) -> None:
         super().__init__()
         if not 1 <= reduction <= channels:

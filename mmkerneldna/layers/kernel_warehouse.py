@@ -5,7 +5,7 @@ KernelWarehouse: Rethinking the Design of Dynamic Convolution, Li and Yao, ICML 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, m mixtures of a kernel, n cells of a warehouse, c_in / c_out
 channels of a cell.
 """
-from typing import Dict, Mapping, Optional, Tuple
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float
     return (1 - temperature) * attention + temperature * beta
 
 
-def place_mixtures(mixed: Tensor, cell_shape: Tuple[int, int], splits: Tuple[int, int, int, int]) -> Tensor:
+def place_mixtures(mixed: Tensor, cell_shape: tuple[int, int], splits: tuple[int, int, int, int]) -> Tensor:
     """Put mixtures of cells in their places in the kernels.
 
     Args:
@@ -67,7 +67,7 @@ class CellAttention(nn.Module):
     """
 
     def __init__(self, channels: int, place: LayerCells, num_cells: int, hidden: int, nonlocal_basis_ratio: float,
-                 norm_cfg: Optional[dict]) -> None:
+                 norm_cfg: dict | None) -> None:
         super().__init__()
         mixtures = place.num_mixtures
         self.start, self.owned = place.start, place.owned
@@ -177,7 +177,7 @@ class KWConv2d(StaticStart, nn.Module):
                  cell_in_ratio: float = 1,
                  cell_out_ratio: float = 1,
                  reduction: int = 16,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 norm_cfg: dict | None = dict(type='BN'),
                  temperature: float = 0.0) -> None:
         super().__init__()
         self._set_geometry(
@@ -193,7 +193,7 @@ class KWConv2d(StaticStart, nn.Module):
                       cell_in_ratio: PerWarehouse = 1,
                       cell_out_ratio: PerWarehouse = 1,
                       sharing: str = 'stage',
-                      **attention_cfg) -> Dict[str, 'KWConv2d']:
+                      **attention_cfg) -> dict[str, 'KWConv2d']:
         """Layers for ``convs`` that share warehouses.
 
         Args:
@@ -206,7 +206,7 @@ class KWConv2d(StaticStart, nn.Module):
         Raises:
             ValueError: as the constructor, with the name of the warehouse.
         """
-        layers: Dict[str, KWConv2d] = {}
+        layers: dict[str, KWConv2d] = {}
         for name, paths in group_convs(convs, sharing).items():
             shapes = {path: kernel_shape(convs[path]) for path in paths}
             options = dict(budget=budget, cell_in_ratio=cell_in_ratio, cell_out_ratio=cell_out_ratio)
@@ -218,7 +218,7 @@ class KWConv2d(StaticStart, nn.Module):
         return {path: layers[path] for path in convs}
 
     @classmethod
-    def _build_group(cls, convs, plan: WarehousePlan, attention_cfg) -> Dict[str, 'KWConv2d']:
+    def _build_group(cls, convs, plan: WarehousePlan, attention_cfg) -> dict[str, 'KWConv2d']:
         warehouse, last, layers = Warehouse(plan), list(convs)[-1], {}
         for path, conv in convs.items():
             layer = layers[path] = cls.__new__(cls)
@@ -232,7 +232,7 @@ class KWConv2d(StaticStart, nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter(torch.zeros(conv.out_channels))
 
     def _draw_on(self, warehouse: Warehouse, plan: WarehousePlan, place: LayerCells, owns: bool, reduction: int = 16,
-                 norm_cfg: Optional[dict] = dict(type='BN'), temperature: float = 0.0,
+                 norm_cfg: dict | None = dict(type='BN'), temperature: float = 0.0,
                  nonlocal_basis_ratio: float = 1) -> None:
         self.place = place
         self.temperature = temperature
@@ -277,7 +277,7 @@ class KWConv2d(StaticStart, nn.Module):
         """Whether each mixture has a cell of its own to start from."""
         return max(self.place.assignment) < len(self.cells)
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""
         self.attention.make_neutral()
         start = self.temperature + (1 - self.temperature) / (1 + NORM_EPS)  # attention to the cell assigned

@@ -8,15 +8,15 @@ warehouse of budget b holds b cells per mixture.
 """
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Tuple, Union
 
 from torch import nn
 
-Shape = Tuple[int, int, int, int]
+Shape = tuple[int, int, int, int]
 #: one number for all warehouses, or {pattern of warehouse names: number}
-PerWarehouse = Union[float, Mapping[str, float]]
+PerWarehouse = float | Mapping[str, float]
 
 SHARING = ('stage', 'role', 'layer')
 
@@ -24,7 +24,7 @@ SHARING = ('stage', 'role', 'layer')
 MAX_LOGITS = 2**20
 
 #: Published settings: options of ``KWConv2d`` (the parameters with ImageNet head that they give, in millions).
-PRESETS: Dict[str, Dict[str, dict]] = {
+PRESETS: dict[str, dict[str, dict]] = {
     'resnet18': {
         '1/4x': dict(budget=0.25, cell_in_ratio=0.5, cell_out_ratio=0.5),  # 4.03; the paper says 4.08
         '1/2x': dict(budget=0.5, cell_in_ratio=0.5, cell_out_ratio=0.5),  # 7.43
@@ -54,10 +54,10 @@ class LayerCells:
         owned: number of its own cells.
         assignment: per mixture, the cell it starts from; ``num_cells`` stands for the zero cell (the paper's beta).
     """
-    splits: Tuple[int, int, int, int]
+    splits: tuple[int, int, int, int]
     start: int
     owned: int
-    assignment: Tuple[int, ...]
+    assignment: tuple[int, ...]
 
     @property
     def num_mixtures(self) -> int:
@@ -69,8 +69,8 @@ class LayerCells:
 class WarehousePlan:
     """Cells of one warehouse, (num_cells, *cell_shape), and the layers that draw on it."""
     num_cells: int
-    cell_shape: Tuple[int, int]
-    layers: Dict[str, LayerCells]
+    cell_shape: tuple[int, int]
+    layers: dict[str, LayerCells]
 
 
 def plan_warehouse(shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio: float = 1,
@@ -102,7 +102,7 @@ def plan_warehouse(shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio
     return WarehousePlan(num_cells, (c_out, c_in), layers)
 
 
-def group_convs(convs: Mapping[str, nn.Conv2d], sharing: str = 'stage') -> Dict[str, List[str]]:
+def group_convs(convs: Mapping[str, nn.Conv2d], sharing: str = 'stage') -> dict[str, list[str]]:
     """Names of the warehouses and the paths that share each.
 
     In nets whose stages are called ``layer1``, ``layer2``, ... (mmdet's and mmseg's ResNet and MobileNetV2) the authors'
@@ -119,7 +119,7 @@ def group_convs(convs: Mapping[str, nn.Conv2d], sharing: str = 'stage') -> Dict[
     """
     if sharing not in SHARING:
         raise ValueError(f'sharing={sharing!r} must be one of {", ".join(map(repr, SHARING))}')
-    groups: Dict[str, List[str]] = {}
+    groups: dict[str, list[str]] = {}
     for path, conv in convs.items():
         groups.setdefault(path if sharing == 'layer' else _warehouse_name(path, conv, sharing, convs), []).append(path)
     return groups
@@ -147,7 +147,7 @@ def _warehouse_name(path, conv, sharing, convs) -> str:
     return f'{stage}.{role}' if sharing == 'role' else stage
 
 
-def _stage_and_role(path: str, convs) -> Tuple[str, str]:
+def _stage_and_role(path: str, convs) -> tuple[str, str]:
     staged, tail = _STAGED.fullmatch(path), _TAIL.fullmatch(path)
     if staged:
         role, stage = staged['rest'].split('.')[0], int(staged['stage'])
@@ -170,7 +170,7 @@ def _last_stage(prefix: str, convs) -> str:
     return stages[-1] if stages else ''
 
 
-def _budget_steps(budget: float) -> Tuple[int, int]:
+def _budget_steps(budget: float) -> tuple[int, int]:
     """Budget as (cells per mixture, mixtures per cell), one of which is 1."""
     step, per_cell = round(budget), round(1 / budget) if budget > 0 else 0
     if budget >= 1 and math.isclose(step, budget):
@@ -180,7 +180,7 @@ def _budget_steps(budget: float) -> Tuple[int, int]:
     raise ValueError(f'budget={budget!r} must be a whole number (1, 2, 4, ...) or one over a whole number (0.5, 0.25, ...)')
 
 
-def _cell_channels(channels: List[int], ratio: float, option: str) -> int:
+def _cell_channels(channels: list[int], ratio: float, option: str) -> int:
     divisor = math.gcd(*channels)
     if ratio <= 0:
         raise ValueError(f'{option}={ratio} must be positive')
@@ -216,7 +216,7 @@ def _common_without(shapes, path) -> int:
     return math.gcd(*(s[0] for s in rest)) * math.gcd(*(s[1] for s in rest))
 
 
-def _assign(mixtures, start, step, per_cell, zero_cell) -> Tuple[int, ...]:
+def _assign(mixtures, start, step, per_cell, zero_cell) -> tuple[int, ...]:
     """One-to-one for a budget of 1 or more; below it, one mixture in ``per_cell`` has a cell and the others none."""
     cells, assignment = iter(range(start, start + mixtures * step, step)), []
     for i in range(mixtures):

@@ -2,7 +2,7 @@
 import difflib
 import fnmatch
 import re
-from typing import Dict, Iterable, List, Optional, Sequence, Set
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -17,7 +17,7 @@ class SwapError(KernelDNAError, ValueError):
     """A swap that can't be done; the module is as it was."""
 
 
-def net_names(module: nn.Module) -> List[str]:
+def net_names(module: nn.Module) -> list[str]:
     """Names under which tables know this net: class and depth, then class; its own first, then those of its bases.
 
     Example:
@@ -28,13 +28,13 @@ def net_names(module: nn.Module) -> List[str]:
     return [name for base in type(module).__mro__ for name in (f'{base.__name__}-{depth}', base.__name__)]
 
 
-def paper_patterns(module: nn.Module, cls: type) -> Optional[List[str]]:
+def paper_patterns(module: nn.Module, cls: type) -> list[str] | None:
     """The patterns of ``cls`` for this net, None where its paper has none."""
     table = getattr(cls, 'paper_patterns', {})
     return next((list(table[name]) for name in net_names(module) if name in table), None)
 
 
-def match_convs(module: nn.Module, cls: type, include: Optional[Sequence[str]], exclude: Sequence[str]) -> List[str]:
+def match_convs(module: nn.Module, cls: type, include: Sequence[str] | None, exclude: Sequence[str]) -> list[str]:
     """Paths of the convolutions that ``cls`` takes in ``module``, in order of definition.
 
     Args:
@@ -71,7 +71,7 @@ def _default_convs(module: nn.Module, cls: type) -> Iterable[str]:
     return any_matching([path for path, m in module.named_modules() if isinstance(m, _ConvNd) and path not in inner], patterns)
 
 
-def spatial_convs(module: nn.Module) -> List[str]:
+def spatial_convs(module: nn.Module) -> list[str]:
     """The rule for nets of which a layer's paper says nothing: convolutions of more than one tap, behind the stem.
 
     The stem is what reads the image, and everything below a name that begins with ``stem``. Only plain convolutions
@@ -87,12 +87,12 @@ def spatial_convs(module: nn.Module) -> List[str]:
     return spatial or list(behind)
 
 
-def free_convs(module: nn.Module) -> Dict[str, nn.Conv2d]:
+def free_convs(module: nn.Module) -> dict[str, nn.Conv2d]:
     """{path: conv} of the plain convolutions with a kernel of their own that work on a map of features.
 
     Those inside another convolution and those of a channel attention, which see one pixel, are none.
     """
-    owners: Dict[int, int] = {}
+    owners: dict[int, int] = {}
     for m in module.modules():
         if isinstance(m, _ConvNd):
             owners[id(m.weight)] = owners.get(id(m.weight), 0) + 1
@@ -101,14 +101,14 @@ def free_convs(module: nn.Module) -> Dict[str, nn.Conv2d]:
             if is_plain_conv(m) and path and path not in others and owners[id(m.weight)] == 1}
 
 
-def inner_convs(module: nn.Module) -> List[str]:
+def inner_convs(module: nn.Module) -> list[str]:
     """Convolutions inside another one: the offsets of a deformable convolution, which start at zero, and the like."""
     outer = [path for path, m in module.named_modules() if path and (isinstance(m, _ConvNd) or hasattr(m, 'deform_groups'))]
     return [f'{path}.{name}' for path in outer for name, m in module.get_submodule(path).named_modules()
             if name and isinstance(m, _ConvNd)]
 
 
-def _attention_convs(module: nn.Module) -> List[str]:
+def _attention_convs(module: nn.Module) -> list[str]:
     """Convolutions beside a global pool, in a ConvModule or bare: of squeeze and excitation and its relatives."""
     pooled = {path.rpartition('.')[0] for path, m in module.named_modules()
               if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))} - {''}
@@ -118,21 +118,21 @@ def _attention_convs(module: nn.Module) -> List[str]:
 
 def describe_convs(module: nn.Module) -> str:
     """Which kinds of convolutions a net has, for a message: ``12 ConvWS2d, 1 Conv2d``."""
-    counts: Dict[str, int] = {}
+    counts: dict[str, int] = {}
     for m in module.modules():
         if isinstance(m, _ConvNd) or hasattr(m, 'deform_groups'):
             counts[type(m).__name__] = counts.get(type(m).__name__, 0) + 1
     return ', '.join(f'{count} {name}' for name, count in counts.items()) or 'it has none'
 
 
-def matching(paths: Iterable[str], pattern: str) -> List[str]:
+def matching(paths: Iterable[str], pattern: str) -> list[str]:
     """The paths that a glob, or a regular expression behind ``re:``, matches as a whole."""
     if pattern.startswith('re:'):
         return [path for path in paths if re.fullmatch(pattern[3:], path)]
     return [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
 
 
-def any_matching(paths: Iterable[str], patterns: Iterable[str]) -> Set[str]:
+def any_matching(paths: Iterable[str], patterns: Iterable[str]) -> set[str]:
     """The paths that one of the patterns matches."""
     return {path for pattern in patterns for path in matching(paths, pattern)}
 
@@ -141,7 +141,7 @@ def _in_stem(path: str, conv: nn.Conv2d) -> bool:
     return conv.in_channels <= IMAGE_CHANNELS or any(part.startswith('stem') for part in path.split('.'))
 
 
-def _as_list(patterns: Sequence[str], name: str) -> List[str]:
+def _as_list(patterns: Sequence[str], name: str) -> list[str]:
     if isinstance(patterns, str):
         raise SwapError(f'{name}={patterns!r} must be a list of patterns: [{patterns!r}]')
     return list(patterns)

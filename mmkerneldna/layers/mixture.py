@@ -8,27 +8,37 @@ nor in the backward pass: each part of the batch (:func:`.per_sample.part_size`)
 and mixed again when its gradients are. Kept, they would be N / n times the parameters of the layer: 300 MB for one layer of
 512 channels at a batch of 32.
 """
-from typing import Callable, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .gated_conv import autocast_dtype, can_recompute, plain_gradients
-from .per_sample import (Pair, PaddingLike, add_bias, assembled_conv2d, check_strategy, convolve_part, join, part_gradients,
-                         part_size, parts_of)
+from .per_sample import (
+    PaddingLike,
+    Pair,
+    add_bias,
+    assembled_conv2d,
+    check_strategy,
+    convolve_part,
+    join,
+    part_gradients,
+    part_size,
+    parts_of,
+)
 
 
 def mixture_conv2d(x: Tensor,
-                   attention: Optional[Tensor],
+                   attention: Tensor | None,
                    experts: Tensor,
-                   bias: Optional[Tensor] = None,
+                   bias: Tensor | None = None,
                    stride: Pair = 1,
                    padding: PaddingLike = 0,
                    dilation: Pair = 1,
                    groups: int = 1,
                    scales: Sequence[Tensor] = (),
-                   strategy: Optional[str] = None) -> Tensor:
+                   strategy: str | None = None) -> Tensor:
     """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``, times each of ``scales[...][i]``.
 
     Args:
@@ -68,17 +78,17 @@ def mixture_conv2d(x: Tensor,
 
 
 def bank_conv2d(x: Tensor,
-                attention: Optional[Tensor],
+                attention: Tensor | None,
                 bank: Tensor,
                 place: Callable[..., Tensor],
                 kernel_shape: Sequence[int],
-                bias: Optional[Tensor] = None,
+                bias: Tensor | None = None,
                 stride: Pair = 1,
                 padding: PaddingLike = 0,
                 dilation: Pair = 1,
                 groups: int = 1,
                 factors: Sequence[Tensor] = (),
-                strategy: Optional[str] = None) -> Tensor:
+                strategy: str | None = None) -> Tensor:
     """Convolve each sample with the kernel that ``place`` makes of its mixtures of the pieces of a bank.
 
     Follows autocast.
@@ -161,16 +171,16 @@ class _BankConv2d(torch.autograd.Function):
 class _Gradients:
     """Gradients of a batch, filled part by part; what is not needed is given as None."""
 
-    def __init__(self, x: Optional[Tensor], attention: Optional[Tensor], bank: Optional[Tensor],
-                 factors: List[Optional[Tensor]]) -> None:
+    def __init__(self, x: Tensor | None, attention: Tensor | None, bank: Tensor | None,
+                 factors: list[Tensor | None]) -> None:
         self.x, self.attention, *self.factors = (None if t is None else torch.empty_like(t) for t in (x, attention, *factors))
         self.bank = None if bank is None else torch.zeros_like(bank)
 
-    def put_x(self, part: slice, grad: Optional[Tensor]) -> None:
+    def put_x(self, part: slice, grad: Tensor | None) -> None:
         if self.x is not None:
             self.x[part] = grad
 
-    def put_kernels(self, part: slice, grad_mixed: Tensor, grad_factors: List[Tensor], attention: Optional[Tensor],
+    def put_kernels(self, part: slice, grad_mixed: Tensor, grad_factors: list[Tensor], attention: Tensor | None,
                     bank: Tensor) -> None:
         for whole, grad in zip(self.factors, grad_factors):
             if whole is not None:
@@ -190,7 +200,7 @@ class _Gradients:
             self.bank += torch.mm(rows.t(), grad_mixed)
 
 
-def _mix(attention: Optional[Tensor], bank: Tensor, part: slice) -> Tensor:
+def _mix(attention: Tensor | None, bank: Tensor, part: slice) -> Tensor:
     """Mixtures of a part of the batch, (samples * m, L). One matrix product.
 
     The broadcast form ``(attention * experts).sum(1)`` writes N * n kernels first: 1.2 GB for one 512-channel layer with 4
@@ -203,21 +213,22 @@ def _mix(attention: Optional[Tensor], bank: Tensor, part: slice) -> Tensor:
 
 def _scaled(kernels: Tensor, factors: Sequence[Tensor], fresh: bool) -> Tensor:
     """The product; without gradients, in place if ``kernels`` is ours alone (``fresh``)."""
-    for factor in factors:
-        factor = factor.to(kernels.dtype)
+    for factor in (factor.to(kernels.dtype) for factor in factors):
         if factor.shape[2] == 1 and kernels.is_contiguous():
             # repeated for C_in a row lies as the kernel does: a product with (N, 1, 1, 3, 3) runs over 3 numbers at a time
-            factor = factor.expand(-1, -1, kernels.shape[2], -1, -1).contiguous()
-        kernels = kernels.mul_(factor) if fresh and not torch.is_grad_enabled() else kernels * factor
+            rows = factor.expand(-1, -1, kernels.shape[2], -1, -1).contiguous()
+        else:
+            rows = factor
+        kernels = kernels.mul_(rows) if fresh and not torch.is_grad_enabled() else kernels * rows
         fresh = True
     return kernels
 
 
-def _of(factors: Sequence[Tensor], part: slice) -> List[Tensor]:
+def _of(factors: Sequence[Tensor], part: slice) -> list[Tensor]:
     return [factor[part] for factor in factors]
 
 
-def _cast(tensor: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 

@@ -8,8 +8,8 @@ Fedus et al., JMLR 2022, https://arxiv.org/abs/2101.03961
 Letters: N batch, C_in / C_out channels, g groups, n experts, k experts per image.
 """
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ def balance_loss(probabilities: Tensor, share: Tensor) -> Tensor:
     return len(share) * (share * probabilities.mean(0)).sum()
 
 
-def most_probable(probabilities: Tensor, share: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+def most_probable(probabilities: Tensor, share: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable experts of each image; of equally probable ones those that were used least, then the first.
 
     A gate that starts at zero finds all experts equally probable, so that they take turns until it knows better.
@@ -178,7 +178,7 @@ class MoEConv2d(ExpertConv2d):
 
 
 @contextmanager
-def collect_balance_losses(layers: Dict[str, MoEConv2d]) -> Iterator[Callable[[], Tensor]]:
+def collect_balance_losses(layers: dict[str, MoEConv2d]) -> Iterator[Callable[[], Tensor]]:
     """Collect the balance losses of ``layers`` during the block; outside of one they are not computed.
 
     Yields:
@@ -204,6 +204,6 @@ def _mean_loss(layer: MoEConv2d) -> Tensor:
     return torch.stack([balance_loss(layer.route(pooled), share) for pooled, share in layer._collected]).mean()
 
 
-def moe_layers(module: nn.Module) -> Dict[str, MoEConv2d]:
+def moe_layers(module: nn.Module) -> dict[str, MoEConv2d]:
     """{path: layer} of the mixture-of-experts convolutions in ``module``."""
     return {path: m for path, m in module.named_modules() if isinstance(m, MoEConv2d)}

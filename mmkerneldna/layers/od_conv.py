@@ -4,7 +4,7 @@ Omni-Dimensional Dynamic Convolution, Li et al., ICLR 2022, https://arxiv.org/ab
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from .pooled_norm import build_pooled_norm, pooled_norm
 class Attentions(NamedTuple):
     """The four attentions; None where the layer has no such dimension."""
     channel: Tensor  # (N, C_in, 1, 1)
-    filter: Optional[Tensor]  # (N, C_out, 1, 1)
-    spatial: Optional[Tensor]  # (N, 1, 1, k, k)
-    kernel: Optional[Tensor]  # (N, n)
+    filter: Tensor | None  # (N, C_out, 1, 1)
+    spatial: Tensor | None  # (N, 1, 1, k, k)
+    kernel: Tensor | None  # (N, n)
 
 
 class OmniAttention(nn.Module):
@@ -30,7 +30,7 @@ class OmniAttention(nn.Module):
     expert no kernel attention.
     """
 
-    def __init__(self, conv: nn.Conv2d, hidden: int, num_experts: int, norm_cfg: Optional[dict]) -> None:
+    def __init__(self, conv: nn.Conv2d, hidden: int, num_experts: int, norm_cfg: dict | None) -> None:
         super().__init__()
         self.kernel_size = conv.kernel_size
         positions = conv.kernel_size[0] * conv.kernel_size[1]
@@ -42,7 +42,7 @@ class OmniAttention(nn.Module):
         self.spatial_fc = None if positions == 1 else nn.Conv2d(hidden, positions, 1)
         self.kernel_fc = None if num_experts == 1 else nn.Conv2d(hidden, num_experts, 1)
 
-    def sigmoids(self) -> List[nn.Conv2d]:
+    def sigmoids(self) -> list[nn.Conv2d]:
         """The heads behind which there is a sigmoid."""
         return [head for head in (self.channel_fc, self.filter_fc, self.spatial_fc) if head is not None]
 
@@ -103,7 +103,7 @@ class ODConv2d(ExpertConv2d):
                  num_experts: int = 4,
                  reduction: int = 16,
                  min_channels: int = 16,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 norm_cfg: dict | None = dict(type='BN'),
                  temperature: float = 1.0) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          num_experts)

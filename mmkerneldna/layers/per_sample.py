@@ -20,7 +20,7 @@ All of them follow autocast (the kernel is cast with the input), return the memo
 empty batch, which a RoI head may send.
 """
 import math
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from .drop_in import in_format_of, is_channels_last
 
-Pair = Union[int, Sequence[int]]
-PaddingLike = Union[int, Sequence[int], str]
+Pair = int | Sequence[int]
+PaddingLike = int | Sequence[int] | str
 
 #: Elements (the largest of input, kernels and output) that one folded conv may have on the CPU. Folding saves calls while
 #: all of it stays near the cache (8 samples of a depthwise layer took 0.3 of a loop's time) and loses beyond (64 channels
@@ -42,12 +42,12 @@ PER_SAMPLE = ('plain', 'loop', 'grouped', 'chunks', 'matmul')
 
 def per_sample_conv2d(x: Tensor,
                       weight: Tensor,
-                      bias: Optional[Tensor] = None,
+                      bias: Tensor | None = None,
                       stride: Pair = 1,
                       padding: PaddingLike = 0,
                       dilation: Pair = 1,
                       groups: int = 1,
-                      strategy: Optional[str] = None) -> Tensor:
+                      strategy: str | None = None) -> Tensor:
     """Convolve every sample with its own kernel.
 
     Args:
@@ -72,12 +72,12 @@ def per_sample_conv2d(x: Tensor,
 def assembled_conv2d(x: Tensor,
                      kernel_shape: Sequence[int],
                      assemble: Callable[[slice], Tensor],
-                     bias: Optional[Tensor] = None,
+                     bias: Tensor | None = None,
                      stride: Pair = 1,
                      padding: PaddingLike = 0,
                      dilation: Pair = 1,
                      groups: int = 1,
-                     strategy: Optional[str] = None) -> Tensor:
+                     strategy: str | None = None) -> Tensor:
     """Convolve each sample with the kernel that ``assemble`` makes for it.
 
     Without gradients the kernels of a part of the batch are made when it is their turn: together they are fresh memory
@@ -118,7 +118,7 @@ def select_per_sample(x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, 
     return 'loop' if is_channels_last(x) else 'chunks'
 
 
-def check_strategy(strategy: Optional[str], x: Tensor, kernel_shape: Sequence[int], stride: Pair, padding: PaddingLike,
+def check_strategy(strategy: str | None, x: Tensor, kernel_shape: Sequence[int], stride: Pair, padding: PaddingLike,
                    dilation: Pair, groups: int) -> str:
     """``strategy``, or the selected one for None; ValueError where it is unknown or cannot do this case."""
     if strategy is None:
@@ -144,7 +144,7 @@ def part_size(strategy: str, x: Tensor, kernel_shape: Sequence[int], stride: Pai
     return -(-batch // -(-batch // chunk))  # equal parts
 
 
-def parts_of(batch: int, step: int) -> List[slice]:
+def parts_of(batch: int, step: int) -> list[slice]:
     """The batch cut into slices of ``step`` samples."""
     return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
 
@@ -164,7 +164,7 @@ def convolve_part(strategy: str, x: Tensor, weight: Tensor, stride: Pair, paddin
 
 
 def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
-                   groups: int, need_x: bool, need_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+                   groups: int, need_x: bool, need_weight: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`convolve_part` by x and weight; None for the one that is not needed. Padding is a number here."""
     batch, channels, height, width = x.shape
     if strategy == 'matmul':
@@ -214,14 +214,14 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def add_bias(y: Tensor, bias: Optional[Tensor]) -> Tensor:
+def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     """``bias``: None, (C_out,) or (N, C_out)."""
     if bias is None:
         return y
     return y + bias.to(y.dtype).view(-1, y.shape[1], 1, 1)
 
 
-def pair(value: Pair) -> Tuple[int, int]:
+def pair(value: Pair) -> tuple[int, int]:
     """A number for both axes, or one for each."""
     return (value, value) if isinstance(value, int) else tuple(value)
 

@@ -9,7 +9,6 @@ so ``norm_eval`` leaves its own flag alone (a frozen stage does not), and a norm
 mode estimates its statistics over its first :data:`CALIBRATION_BATCHES` batches, then keeps them, as its neighbours do. It
 normalises by them as constants: the two images of a common batch are too few for statistics of their own.
 """
-from typing import Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 CALIBRATION_BATCHES = 100
 
 
-def build_pooled_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
+def build_pooled_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
     """Build the norm layer for (N, channels, 1, 1), identity for ``None``.
 
     Raises:
@@ -108,7 +107,7 @@ def _by_running_stats(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _moments(norm: _BatchNorm, x: Tensor) -> Tuple[Tensor, Tensor]:
+def _moments(norm: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance per channel; zeros of an empty batch."""
     values = x.detach().to(norm.running_mean.dtype)
     if not _values(x):
@@ -118,7 +117,7 @@ def _moments(norm: _BatchNorm, x: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _over_processes(norm: nn.SyncBatchNorm, mean: Tensor, var: Tensor, values: int) -> Tuple[Tensor, Tensor]:
+def _over_processes(norm: nn.SyncBatchNorm, mean: Tensor, var: Tensor, values: int) -> tuple[Tensor, Tensor]:
     sums = torch.cat([mean, var + mean.square(), torch.ones_like(mean[:1])]) * values
     dist.all_reduce(sums, group=norm.process_group)
     mean, square = (sums[:-1] / sums[-1].clamp(min=1)).chunk(2)

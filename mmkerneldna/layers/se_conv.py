@@ -3,7 +3,6 @@
 Gate: KernelDNA, Huang et al., https://arxiv.org/abs/2503.23379, in the form of squeeze and excitation, Hu et al.,
 CVPR 2018, https://arxiv.org/abs/1709.01507
 """
-from typing import Dict, Optional
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class SEConv2d(StaticStart, nn.Conv2d):
                  bias: bool = True,
                  padding_mode: str = 'zeros',
                  reduction: int = 4,
-                 norm_cfg: Optional[dict] = dict(type='BN')) -> None:
+                 norm_cfg: dict | None = dict(type='BN')) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         hidden_channels(in_channels, reduction, 4)  # refuses a reduction that is out of range
         self.gate = InputGate(in_channels, min(reduction, in_channels), norm_cfg, calibrate=True)
@@ -58,7 +57,7 @@ class SEConv2d(StaticStart, nn.Conv2d):
             nn.init.zeros_(self.bias)
         self.gate.reset_parameters()
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Optional[Tensor]]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""
         self.gate.make_neutral()
         return dict(weight=kernel * 2, bias=bias)

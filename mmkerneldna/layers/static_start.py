@@ -4,19 +4,18 @@ A layer from scratch starts as its paper says, with random attention. That atten
 layer by layer, so where a static kernel is loaded, the attention starts neutral: the layer computes what the static one did,
 and departs from it as it learns.
 """
-from typing import Dict, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 
-def kernel_shape(conv: nn.Module) -> Tuple[int, int, int, int]:
+def kernel_shape(conv: nn.Module) -> tuple[int, int, int, int]:
     """Shape of a static convolution's kernel of this geometry, (C_out, C_in/g, k, k)."""
     return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
 
 
-def holds_static(layer: nn.Module, state_dict: Dict[str, Tensor], prefix: str) -> bool:
+def holds_static(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> bool:
     """Whether ``state_dict`` has, in the place of ``layer``, a static convolution: its kernel, and nothing but a bias."""
     kernel = state_dict.get(f'{prefix}weight')
     if kernel is None or tuple(kernel.shape) != kernel_shape(layer):
@@ -27,7 +26,7 @@ def holds_static(layer: nn.Module, state_dict: Dict[str, Tensor], prefix: str) -
 class StaticStart:
     """Before the ``nn.Module`` in the bases of a layer that :meth:`seed` starts from a static kernel."""
 
-    def seed(self, kernel: Tensor, bias: Optional[Tensor]) -> Dict[str, Tensor]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """Make the attention neutral and give the layer's own form of the static weights.
 
         Args:
@@ -43,7 +42,7 @@ class StaticStart:
         """Whether some setting of this layer is that static convolution."""
         return True
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         if self.can_seed() and holds_static(self, state_dict, prefix):
             names = [f'{prefix}{name}' for name in ('weight', 'bias')]
             with torch.no_grad():

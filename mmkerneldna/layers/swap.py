@@ -3,7 +3,8 @@
     backbone=dict(type='DynamicConvs', conv='odconv4x', module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
     backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=2), module=...)
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -14,12 +15,12 @@ from ..modules import count_parameters, is_plain_conv, replace
 from ..variants import get_variant
 from .match import SwapError, match_convs, net_names
 
-ConvLike = Union[str, Dict[str, Any]]
+ConvLike = str | dict[str, Any]
 
 
 def swap_convs(module: nn.Module,
                conv_cfg: ConvLike,
-               include: Optional[Sequence[str]] = None,
+               include: Sequence[str] | None = None,
                exclude: Sequence[str] = ()) -> nn.Module:
     """Replace the convolutions of ``module`` whose path matches, in place, all or nothing.
 
@@ -69,7 +70,7 @@ def swap_convs(module: nn.Module,
     return module
 
 
-def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module]) -> str:
+def describe_swap(name: str, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> str:
     """A table of what was swapped, one line per convolution.
 
     ::
@@ -78,7 +79,8 @@ def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module
           layer1.0.conv1   64 -> 64   3x3  stride 1  groups 1     36,864 ->    152,797
     """
     rows = [(path, f'{c.in_channels} -> {c.out_channels}', 'x'.join(map(str, c.kernel_size)), f'stride {c.stride[0]}',
-             f'groups {c.groups}', f'{count_parameters(c):,}', '->', f'{count_parameters(new[path]):,}') for path, c in old.items()]
+             f'groups {c.groups}', f'{count_parameters(c):,}', '->', f'{count_parameters(new[path]):,}')
+            for path, c in old.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     total = [sum(map(count_parameters, layers.values())) / 1e6 for layers in (old, new)]
     aligned = ['<'] * 5 + ['>'] * 3  # numbers of parameters to the right
@@ -90,7 +92,7 @@ def describe_swap(name: str, old: Dict[str, nn.Module], new: Dict[str, nn.Module
 @MODELS.register_module(name='DynamicConvs')
 def build_dynamic_convs(module: dict,
                         conv: ConvLike,
-                        include: Optional[Sequence[str]] = None,
+                        include: Sequence[str] | None = None,
                         exclude: Sequence[str] = (),
                         **injected) -> nn.Module:
     """Build a module from a config and swap its convolutions; returns the inner module: no wrapper, no key prefix.
@@ -107,7 +109,7 @@ def build_dynamic_convs(module: dict,
     return swap_convs(build_inner(module, injected), conv, include, exclude)
 
 
-def _layer_class(conv_cfg: ConvLike, module: nn.Module) -> Tuple[type, Dict[str, Any]]:
+def _layer_class(conv_cfg: ConvLike, module: nn.Module) -> tuple[type, dict[str, Any]]:
     if isinstance(conv_cfg, str):
         variant = get_variant(conv_cfg)
         if variant.conv is None:
@@ -123,7 +125,7 @@ def _layer_class(conv_cfg: ConvLike, module: nn.Module) -> Tuple[type, Dict[str,
     return cls, options
 
 
-def _build(cls: type, convs: Dict[str, nn.Conv2d], options: Dict[str, Any], reasons: Dict[str, str]) -> Dict[str, nn.Module]:
+def _build(cls: type, convs: dict[str, nn.Conv2d], options: dict[str, Any], reasons: dict[str, str]) -> dict[str, nn.Module]:
     """The new layers; what the layer refuses to replace goes into ``reasons``."""
     if hasattr(cls, 'build_swapped'):
         return cls.build_swapped(convs, **options)
@@ -137,8 +139,8 @@ def _build(cls: type, convs: Dict[str, nn.Conv2d], options: Dict[str, Any], reas
     return swapped
 
 
-def _not_plain(module: nn.Module, convs: Dict[str, nn.Module]) -> Dict[str, str]:
-    owners: Dict[int, List[str]] = {}
+def _not_plain(module: nn.Module, convs: dict[str, nn.Module]) -> dict[str, str]:
+    owners: dict[int, list[str]] = {}
     for path, m in module.named_modules():
         if isinstance(m, nn.modules.conv._ConvNd):
             owners.setdefault(id(m.weight), []).append(path)
@@ -152,11 +154,11 @@ def _not_plain(module: nn.Module, convs: Dict[str, nn.Module]) -> Dict[str, str]
     return reasons
 
 
-def _lines(reasons: Dict[str, str]) -> str:
+def _lines(reasons: dict[str, str]) -> str:
     return '\n'.join(f'  {path}: {reason}' for path, reason in reasons.items())
 
 
-def _warn_frozen(convs: Dict[str, nn.Conv2d]) -> None:
+def _warn_frozen(convs: dict[str, nn.Conv2d]) -> None:
     frozen = [path for path, conv in convs.items() if not conv.weight.requires_grad]
     if frozen:
         print_log(f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will '
