@@ -8,7 +8,8 @@ The released nets (liyunsheng13/dcd, ``models/imagenet/resnet_dcd.py`` and ``mob
 convolution under ``conv``, and its norms behind Q and Phi as ``bn1`` and ``bn2``.
 """
 import re
-from typing import Any, Dict, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ _STEM = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'conv.0': 'co
 
 
 @reads_released
-def convert_dcd(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
+def convert_dcd(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors' DCD code into the state dict of our backbone; the net is read off the keys.
 
     Args:
@@ -68,7 +69,7 @@ def _parents(key: str) -> Iterable[str]:
         yield key
 
 
-def _places(keys: Iterable[str]) -> Dict[str, str]:
+def _places(keys: Iterable[str]) -> dict[str, str]:
     """Their convolution or norm -> ours."""
     if 'features.0.0.weight' in keys:
         return _mobilenet_places()
@@ -80,7 +81,7 @@ def _places(keys: Iterable[str]) -> Dict[str, str]:
     return places
 
 
-def _mobilenet_places() -> Dict[str, str]:
+def _mobilenet_places() -> dict[str, str]:
     """Blocks there are flat sequences of convolution, norm and activation."""
     places = dict(_STEM)
     blocks = [f'layer{stage}.{block}' for stage, count in enumerate(BLOCKS, start=1) for block in range(count)]

@@ -8,7 +8,8 @@ shortcuts are static. They become those of
          conv=dict(type='FDConv2d', num_experts=64, released=True))
 """
 import math
-from typing import Any, Dict, Mapping, NamedTuple, Tuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -39,7 +40,7 @@ class Shape(NamedTuple):
     side: int
 
     @property
-    def matrix(self) -> Tuple[int, int]:
+    def matrix(self) -> tuple[int, int]:
         """The (C_out k, C_in k) matrix whose spectrum is stored."""
         return self.out_channels * self.side, self.in_channels * self.side
 
@@ -58,7 +59,7 @@ def fdconv_setting(state_dict: Mapping[str, Any]) -> dict:
 
 
 @reads_released
-def convert_fdconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
+def convert_fdconv(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors' code into the state dict of our net.
 
     The stored half spectrum holds some frequencies twice, as mirror images, and the inverse DFT takes their mean. A difference
@@ -101,7 +102,7 @@ def _layers(state: Mapping[str, Tensor]) -> list:
     return layers
 
 
-def _convert_layer(held: Dict[str, Tensor], num_groups: int) -> Tuple[Dict[str, Tensor], float]:
+def _convert_layer(held: dict[str, Tensor], num_groups: int) -> tuple[dict[str, Tensor], float]:
     """A layer's entries under our names, and what its kernel lost."""
     positions = len(held.get('KSM_Global.spatial_fc.weight', [0]))  # a 1x1 kernel has no such head
     out_channels, in_channels = (len(held[f'KSM_Global.{head}.weight']) for head in ('filter_fc', 'channel_fc'))
@@ -118,7 +119,7 @@ def _convert_layer(held: Dict[str, Tensor], num_groups: int) -> Tuple[Dict[str, 
     return {**entries, **_renamed(held)}, lost
 
 
-def _renamed(held: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def _renamed(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
     entries, foreign = {}, []
     for key, value in held.items():
         prefix, _, name = key.rpartition('.')
@@ -133,7 +134,7 @@ def _renamed(held: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     return entries
 
 
-def _kernel(spectrum: Tensor, shape: Shape, num_groups: int) -> Tuple[Tensor, float]:
+def _kernel(spectrum: Tensor, shape: Shape, num_groups: int) -> tuple[Tensor, float]:
     """(1, C_out k, C_in k // 2 + 1, 2) -> (C_out, C_in, k, k), and what it loses relative to the spectrum's norm."""
     rows, cols = shape.matrix
     if spectrum.shape != (1, rows, cols // 2 + 1, 2):

@@ -5,8 +5,9 @@ hold the kernels of all their blocks. Adapters of a stage are stacked tensors th
 
 A renaming table maps an official prefix to ours; a slice table maps a stacked tensor to the children it belongs to.
 """
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any
 
 from torch import Tensor
 
@@ -24,9 +25,9 @@ class Layout:
         slices (dict): official stacked tensor -> [our tensor], in the order of its first axis.
         dropped (tuple): official prefixes that a backbone has no place for (the classifier).
     """
-    rename: Dict[str, str] = field(default_factory=dict)
-    slices: Dict[str, List[str]] = field(default_factory=dict)
-    dropped: Tuple[str, ...] = ()
+    rename: dict[str, str] = field(default_factory=dict)
+    slices: dict[str, list[str]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     def gate(self, official: str, child: str) -> None:
         """Register the gate at ``official`` as that of the child conv at ``child``."""
@@ -78,7 +79,7 @@ def _sharing_bottleneck(layout: Layout, theirs: str, ours: str) -> None:
     layout.gate(f'{theirs}.half1.se', f'{ours}.conv2')
 
 
-def _stack(layout: Layout, stage: str, filters: str, spatial: str, children: List[str]) -> None:
+def _stack(layout: Layout, stage: str, filters: str, spatial: str, children: list[str]) -> None:
     layout.slices[f'{stage}.{filters}'] = [f'{child}.filter_scale' for child in children]
     layout.slices[f'{stage}.{spatial}'] = [f'{child}.spatial_scale' for child in children]
 
@@ -125,7 +126,7 @@ def _conv_bn(layout: Layout, conv: str, bn: str, ours: str) -> None:
 
 
 # Names do not depend on the width.
-LAYOUTS: Dict[str, Callable[[], Layout]] = {
+LAYOUTS: dict[str, Callable[[], Layout]] = {
     'resnet18': _resnet18,
     'resnet50': _resnet50,
     'mobilenet_v2': _mobilenet_v2,
@@ -134,7 +135,7 @@ LAYOUTS: Dict[str, Callable[[], Layout]] = {
 
 
 @reads_released
-def convert_official(state_dict: Mapping[str, Any], arch: str) -> Dict[str, Tensor]:
+def convert_official(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors' code into the state dict of our backbone.
 
     Args:

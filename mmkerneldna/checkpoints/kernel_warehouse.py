@@ -5,7 +5,8 @@ an ``attention`` in the place of each kernel and all warehouses in ``warehouse_m
 the last layer that draws on it.
 """
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from mmdet.models.backbones import MobileNetV2, ResNet
@@ -38,7 +39,7 @@ class Setting(NamedTuple):
 
 
 @reads_released
-def convert_kernelwarehouse(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
+def convert_kernelwarehouse(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors' code into the state dict of our backbone.
 
     Args:
@@ -84,19 +85,19 @@ def kernelwarehouse_setting(state_dict: Mapping[str, Any]) -> Setting:
                      f"({', '.join(PRESETS[arch])}): ResNets and MobileNetV2s of other depths or cells can't be converted")
 
 
-def _arch(state: Mapping[str, Tensor]) -> Tuple[str, float]:
+def _arch(state: Mapping[str, Tensor]) -> tuple[str, float]:
     if 'features.0.1.weight' in state:
         return 'mobilenet_v2', len(state['features.0.1.weight']) / 32
     return ('resnet50' if 'layer1.0.bn3.weight' in state else 'resnet18'), 1.0
 
 
-def _backbone(arch: str, width: float) -> Tuple[nn.Module, Dict[str, nn.Conv2d]]:
+def _backbone(arch: str, width: float) -> tuple[nn.Module, dict[str, nn.Conv2d]]:
     with torch.device('meta'):
         net = MobileNetV2(widen_factor=width) if arch == 'mobilenet_v2' else ResNet(int(arch[len('resnet'):]))
     return net, {path: net.get_submodule(path) for path in match_convs(net, KWConv2d, None, ())}
 
 
-def _warehouse_shapes(convs, budget=1, cell_in_ratio=1, cell_out_ratio=1, sharing='stage', **_) -> Optional[list]:
+def _warehouse_shapes(convs, budget=1, cell_in_ratio=1, cell_out_ratio=1, sharing='stage', **_) -> list | None:
     shapes = []
     for paths in group_convs(convs, sharing).values():
         try:
@@ -108,7 +109,7 @@ def _warehouse_shapes(convs, budget=1, cell_in_ratio=1, cell_out_ratio=1, sharin
     return shapes
 
 
-def _rename(state: Mapping[str, Tensor], arch: str, owners: List[str]) -> Dict[str, Tensor]:
+def _rename(state: Mapping[str, Tensor], arch: str, owners: list[str]) -> dict[str, Tensor]:
     prefixes = mobilenet_prefixes() if arch == 'mobilenet_v2' else {}
     converted = {}
     for key, value in state.items():

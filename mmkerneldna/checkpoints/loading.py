@@ -1,9 +1,9 @@
 """Where mmengine loads checkpoints: read safely, fetched or found, and told plainly when they are of another architecture."""
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -41,9 +41,9 @@ class Mismatch:
         shapes (dict): key -> (shape in the model, shape in the checkpoint).
         total (int): keys of the model.
     """
-    missing: List[str]
-    unexpected: List[str]
-    shapes: Dict[str, Tuple[tuple, tuple]]
+    missing: list[str]
+    unexpected: list[str]
+    shapes: dict[str, tuple[tuple, tuple]]
     total: int
 
     def __bool__(self) -> bool:
@@ -57,7 +57,7 @@ class Mismatch:
         return '\n'.join(lines + [_listing(title, keys) for title, keys in kinds if keys])
 
 
-def _listing(title: str, keys: List[str]) -> str:
+def _listing(title: str, keys: list[str]) -> str:
     more = f', ... and {len(keys) - LISTED} more' if len(keys) > LISTED else ''
     return f'  {len(keys)} {title}: {", ".join(keys[:LISTED])}{more}'
 
@@ -96,7 +96,7 @@ def check_architecture(model: nn.Module, checkpoint: Mapping, path: str, allow_p
     print_log(f'{message}\nLoaded as far as it fits.', logger='current')
 
 
-def find_whole_checkpoint(work_dir: str, unsafe: bool = False) -> Optional[Tuple[str, dict]]:
+def find_whole_checkpoint(work_dir: str, unsafe: bool = False) -> tuple[str, dict] | None:
     """Find the newest checkpoint of a run that reads whole.
 
     A run killed while it writes leaves a file cut short; that one is named and passed over.

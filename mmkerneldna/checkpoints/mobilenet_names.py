@@ -1,11 +1,10 @@
 """Names of MobileNetV2's layers in torchvision's layout, which released nets follow, and in mmdet's."""
-from typing import Dict
 
 #: blocks in each stage
 BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
-def mobilenet_prefixes() -> Dict[str, str]:
+def mobilenet_prefixes() -> dict[str, str]:
     """Their prefix -> mmdet's, for every convolution and norm (``features.2.conv.0.0`` -> ``layer2.0.expand_conv.conv``)."""
     prefixes = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'features.18.0': 'conv2.conv',
                 'features.18.1': 'conv2.bn'}

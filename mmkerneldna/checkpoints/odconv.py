@@ -7,7 +7,8 @@ The released nets (OSVAI/ODConv, ``models/od_resnet.py`` and ``models/od_mobilen
 and of ``MobileNetV2`` of mmdet (widths 0.5, 0.75 and 1.0 have the same names). ``num_experts`` is the ``kernel_num``
 they were trained with, and shows in the shape of the ``weight`` of any dynamic layer.
 """
-from typing import Any, Dict, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from .reading import reads_released, some
 
 
 @reads_released
-def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
+def convert_odconv(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors' ODConv code into the state dict of our backbone; the net is read off the keys.
 
     Args:
@@ -45,7 +46,7 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> Dict[str, Tensor]:
     return converted
 
 
-def _renaming(keys: Iterable[str]) -> Dict[str, str]:
+def _renaming(keys: Iterable[str]) -> dict[str, str]:
     """Their prefix -> ours, the classifier -> ''."""
     heads = {key.split('.')[0] for key in keys}
     if {'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'} <= heads:

@@ -5,7 +5,8 @@ a checkpoint of somebody else's net reads it through :func:`plain_state_dict` or
 """
 import functools
 import re
-from typing import Any, Callable, Collection, Dict, Iterable, Mapping, Tuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -24,7 +25,7 @@ _CLASSIFIERS = ('fc.', 'classifier.')
 _LISTED = 5
 
 
-def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Dict[str, Tensor]:
+def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> dict[str, Tensor]:
     """The flat state dict in a checkpoint, under the names of the net that was trained.
 
     Nesting (:data:`WRAPPERS`), the prefixes ``module.`` and ``_orig_mod.`` and averaged copies are taken off; half precision
@@ -49,7 +50,7 @@ def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoin
     return state
 
 
-def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Dict[str, Tensor]:
+def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> dict[str, Tensor]:
     """The backbone's part of a checkpoint of a backbone, a classifier, a detector or a segmenter, under mmdet's names.
 
     Entries under ``backbone.`` count, without this prefix, where there are any. Otherwise all do but the classifier of
@@ -68,7 +69,7 @@ def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkp
     return _mmdet_names({key: value for key, value in backbone.items() if not key.startswith(_CLASSIFIERS)})
 
 
-def split_backbone(state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+def split_backbone(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The backbone's entries, without their prefix ``backbone.``, and all others; where none has it, all are the backbone's."""
     backbone = {key[len(_BACKBONE):]: value for key, value in state.items() if key.startswith(_BACKBONE)}
     if not backbone:
@@ -76,7 +77,7 @@ def split_backbone(state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict
     return backbone, {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
 
 
-def reads_released(convert: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
+def reads_released(convert: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
     """Let a converter of a backbone's flat state dict take whole checkpoints, of detectors and segmenters too.
 
     Of a whole model the backbone is converted and keeps its prefix ``backbone.``; the neck's and heads' entries go over as they
@@ -85,7 +86,7 @@ def reads_released(convert: Callable[..., Dict[str, Tensor]]) -> Callable[..., D
     """
 
     @functools.wraps(convert)
-    def convert_any(state_dict: Mapping[str, Any], *args, **kwargs) -> Dict[str, Tensor]:
+    def convert_any(state_dict: Mapping[str, Any], *args, **kwargs) -> dict[str, Tensor]:
         backbone, others = split_backbone(plain_state_dict(state_dict))
         converted = convert(backbone, *args, **kwargs)
         carried = {key: value for key, value in others.items() if not key.startswith('head.')}
@@ -123,12 +124,12 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return checkpoint if inner is None else _unwrap(inner)
 
 
-def _tensors(state: Mapping[str, Any]) -> Dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     # 'steps' counts the updates of an averaged model
     return {key: value for key, value in state.items() if isinstance(value, Tensor) and key != 'steps'}
 
 
-def _without_averages(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def _without_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of a weight and its averaged copy ``ema_*`` the former; a copy that stands alone gets the plain name.
 
     mmcv 1's ``EMAHook`` kept copies as buffers, with ``_`` for every dot, and swapped the two before it saved: the plain names
@@ -140,14 +141,14 @@ def _without_averages(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return {key.removeprefix(_EMA): value for key, value in kept.items()}
 
 
-def _in_fp32(state: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
+def _in_fp32(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     half = [key for key, value in state.items() if value.dtype in (torch.float16, torch.bfloat16)]
     if half:
         print_log(f'{source}: {len(half)} of {len(state)} entries are in half precision, read as fp32', logger='current')
     return {**state, **{key: state[key].float() for key in half}}
 
 
-def _mmdet_names(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def _mmdet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if 'features.0.0.weight' not in state:
         return state
     prefixes = mobilenet_prefixes()
