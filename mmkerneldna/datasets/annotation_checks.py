@@ -2,8 +2,8 @@
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from numbers import Real
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from mmengine.logging import print_log
 
@@ -88,7 +88,7 @@ def check_annotations(coco: dict, where: str, path: str, with_mask: bool = False
     refuse = _Refusals(where, path)
     images = {image['id']: image for image in coco['images']}
     categories = {category['id'] for category in coco['categories']}
-    dropped: Dict[str, List[str]] = defaultdict(list)
+    dropped: dict[str, list[str]] = defaultdict(list)
     for annotation in coco['annotations']:
         _check_values(annotation, refuse)
         why = _reason_to_drop(annotation, images, categories)
@@ -100,7 +100,7 @@ def check_annotations(coco: dict, where: str, path: str, with_mask: bool = False
         _report(dropped, len(coco['annotations']), refuse)
 
 
-def _report(dropped: Dict[str, List[str]], total: int, refuse: _Refusals) -> None:
+def _report(dropped: dict[str, list[str]], total: int, refuse: _Refusals) -> None:
     count = sum(map(len, dropped.values()))
     reasons = '; '.join(f'{len(entries)} {why} (annotation {listing(entries, 3)})' for why, entries in dropped.items())
     if count == total:
@@ -125,7 +125,7 @@ def _is_coordinate(value) -> bool:
     return isinstance(value, Real) and -_LARGEST <= value <= _LARGEST
 
 
-def _reason_to_drop(annotation: dict, images: dict, categories: set) -> Optional[Tuple[str, object]]:
+def _reason_to_drop(annotation: dict, images: dict, categories: set) -> tuple[str, object] | None:
     """Why mmdet passes an annotation over, and the value that it is about; None where it doesn't."""
     image, (x, y, width, height) = images.get(annotation['image_id']), annotation['bbox']
     if image is None:
@@ -141,7 +141,7 @@ def _reason_to_drop(annotation: dict, images: dict, categories: set) -> Optional
     return None
 
 
-def _mask_reason(annotation: dict, image: dict, refuse: _Refusals) -> Optional[Tuple[str, object]]:
+def _mask_reason(annotation: dict, image: dict, refuse: _Refusals) -> tuple[str, object] | None:
     """Why mmdet ignores the object of a mask."""
     mask = annotation.get('segmentation')
     if not mask or not isinstance(mask, (list, dict)):

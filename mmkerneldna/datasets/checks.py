@@ -4,7 +4,7 @@ import os
 import os.path as osp
 import shlex
 import tempfile
-from typing import Dict, Iterator, List, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from mmdet.datasets import CocoDataset
 from mmengine import fileio
@@ -13,14 +13,14 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from mmseg.datasets import BaseSegDataset
 
-from .coco_checks import check_coco, drop_images, load_coco
 from ..errors import DataError
+from .coco_checks import check_coco, drop_images, load_coco
 from .image_checks import listing
 from .mask_checks import check_masks
 from .shapes_dataset import ShapesDetDataset, ShapesSegDataset
 
 
-def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), on_corrupt: str = 'fatal') -> List[str]:
+def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), on_corrupt: str = 'fatal') -> list[str]:
     """Check the data sets and evaluators of ``cfg``, through wrappers such as ``RepeatDataset``.
 
     Looked at: annotation files and folders exist, the sets are not empty, the categories are the config's classes,
@@ -52,7 +52,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), on_corrupt
     return list(dict.fromkeys(skipped))
 
 
-def _leaves(node, where: str) -> Iterator[Tuple[str, dict]]:
+def _leaves(node, where: str) -> Iterator[tuple[str, dict]]:
     """The innermost data set configs below a dataloader or wrapper config."""
     if not node:
         return
@@ -71,7 +71,7 @@ def _build_lazily(leaf: dict, where: str):
         raise DataError(f'{where}: data set {leaf["type"]} cannot be built: {error}') from error
 
 
-def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str) -> List[str]:
+def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str) -> list[str]:
     dataset = _build_lazily(leaf, where)
     _check_generated(dataset, where)
     if isinstance(dataset, CocoDataset):
@@ -101,7 +101,7 @@ def _check_generated(dataset, where: str) -> None:
                         'data_root=DIR')
 
 
-def _described(faults: Dict[str, str]) -> str:
+def _described(faults: dict[str, str]) -> str:
     return listing([f'{path}: {fault}' if fault.startswith('its mask') else f'{path} is {fault}'
                     for path, fault in faults.items()])
 
@@ -121,7 +121,7 @@ def _check_folder(cfg: Config) -> str:
     return folder
 
 
-def _write_coco_without(dataset, where: str, faults: Dict[str, str], folder: str) -> str:
+def _write_coco_without(dataset, where: str, faults: dict[str, str], folder: str) -> str:
     coco = load_coco(dataset.ann_file, where, dataset.backend_args)
     coco = drop_images(coco, dataset.data_prefix['img'], list(faults))
     if not coco['images']:
@@ -129,7 +129,7 @@ def _write_coco_without(dataset, where: str, faults: Dict[str, str], folder: str
     return _write(osp.join(folder, f'{where}.json'), json.dumps(coco))
 
 
-def _write_list_without(dataset, where: str, faults: Dict[str, str], folder: str) -> str:
+def _write_list_without(dataset, where: str, faults: dict[str, str], folder: str) -> str:
     root = dataset.data_prefix['img_path']
     names = [osp.relpath(item['img_path'], root)[:-len(dataset.img_suffix)]
              for item in dataset.load_data_list() if item['img_path'] not in faults]
@@ -147,7 +147,7 @@ def _write(path: str, text: str) -> str:
     return path
 
 
-def _evaluators(cfg: Config, split: str) -> List[dict]:
+def _evaluators(cfg: Config, split: str) -> list[dict]:
     evaluator = cfg.get(f'{split}_evaluator') or []
     return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
 

@@ -3,7 +3,7 @@ import difflib
 import json
 import logging
 import os.path as osp
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 from mmengine import fileio
 from mmengine.logging import print_log
@@ -64,7 +64,7 @@ def check_categories(names: Sequence[str], classes: Sequence[str], where: str, p
                   logger='current', level=logging.WARNING)
 
 
-def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> List[str]:
+def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> list[str]:
     lowered = {name.lower(): name for name in names}
     described = []
     for name in absent:
@@ -73,7 +73,7 @@ def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> List[str]:
     return described
 
 
-def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> Dict[str, str]:
+def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> dict[str, str]:
     """Check one ``CocoDataset``, built lazily.
 
     Args:
@@ -99,7 +99,7 @@ def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> Dict[str, 
     return _image_faults(dataset, coco['images'], where)
 
 
-def _image_faults(dataset, images: List[dict], where: str) -> Dict[str, str]:
+def _image_faults(dataset, images: list[dict], where: str) -> dict[str, str]:
     folder = dataset.data_prefix['img']
     if not fileio.isdir(folder, backend_args=dataset.backend_args):
         raise DataError(f"{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) "
@@ -111,7 +111,7 @@ def _image_faults(dataset, images: List[dict], where: str) -> Dict[str, str]:
     return {path: fault for path, reading in readings if (fault := reading.fault or _size_fault(reading.size, stated[path]))}
 
 
-def _size_fault(found: Tuple[int, int], stated: Tuple[int, int]) -> Optional[str]:
+def _size_fault(found: tuple[int, int], stated: tuple[int, int]) -> str | None:
     """Boxes belong to the stated size. A quarter turn passes: some tools state the size before it, some after."""
     return None if sorted(found) == sorted(stated) else \
         f'{found[0]}x{found[1]} pixels large, not {stated[0]}x{stated[1]} as its annotations say'

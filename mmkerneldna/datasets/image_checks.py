@@ -2,8 +2,9 @@
 import io
 import os.path as osp
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ _THREADS = 4  # the decoders release the GIL
 _ORIENTATION = 0x0112  # EXIF; from 5 on the image is turned by a quarter
 
 
-def spread(items: Sequence[Item], what: str, limit: Optional[int] = None) -> List[Item]:
+def spread(items: Sequence[Item], what: str, limit: int | None = None) -> list[Item]:
     """Return all items, or ``limit`` (``SCAN_LIMIT``) evenly spaced ones and say so in the log."""
     limit = SCAN_LIMIT if limit is None else limit
     if len(items) <= limit:
@@ -30,11 +31,11 @@ def spread(items: Sequence[Item], what: str, limit: Optional[int] = None) -> Lis
 
 class Reading(NamedTuple):
     """What reading an image gave: what is wrong with it, or its (width, height) in pixels, upright as training sees it."""
-    fault: Optional[str]
-    size: Optional[Tuple[int, int]] = None
+    fault: str | None
+    size: tuple[int, int] | None = None
 
 
-def read_image(path: str, backend_args: Optional[dict] = None) -> Reading:
+def read_image(path: str, backend_args: dict | None = None) -> Reading:
     """Read an image completely.
 
     Pillow decides first because it refuses a truncated JPEG, which OpenCV fills with grey and returns; what Pillow
@@ -59,7 +60,7 @@ def read_image(path: str, backend_args: Optional[dict] = None) -> Reading:
         return Reading(f'corrupt ({error})')
 
 
-def _pillow_size(content: bytes) -> Tuple[int, int]:
+def _pillow_size(content: bytes) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # large, and still read
         image = Image.open(io.BytesIO(content))
@@ -68,7 +69,7 @@ def _pillow_size(content: bytes) -> Tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _opencv_size(content: bytes) -> Optional[Tuple[int, int]]:
+def _opencv_size(content: bytes) -> tuple[int, int] | None:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:  # no side, or more pixels than OpenCV takes
@@ -76,12 +77,12 @@ def _opencv_size(content: bytes) -> Optional[Tuple[int, int]]:
     return None if image is None else image.shape[1::-1]
 
 
-def read_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> List[Reading]:
+def read_images(paths: Sequence[str], backend_args: dict | None = None) -> list[Reading]:
     """Read every path, in their order."""
     return in_threads(lambda path: read_image(path, backend_args), paths)
 
 
-def faulty_images(paths: Sequence[str], backend_args: Optional[dict] = None) -> Dict[str, str]:
+def faulty_images(paths: Sequence[str], backend_args: dict | None = None) -> dict[str, str]:
     """Read every path.
 
     Returns:
@@ -111,7 +112,7 @@ def check_inside(paths: Sequence[str], roots: Sequence[str], where: str, stated_
 
 
 def _is_below(path: str, root: str) -> bool:
-    return root == '.' and not path.startswith(('..', '/')) or path.startswith(root.rstrip('/') + '/')
+    return (root == '.' and not path.startswith(('..', '/'))) or path.startswith(root.rstrip('/') + '/')
 
 
 def listing(names: Sequence[str], limit: int = 8) -> str:

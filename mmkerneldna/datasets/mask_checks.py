@@ -1,7 +1,6 @@
 """Checks of segmentation data in folders of images and masks: the files, the labels against the classes."""
 from collections import Counter
 from pathlib import PurePath
-from typing import Dict, List, Optional
 
 import mmcv
 import numpy as np
@@ -11,7 +10,7 @@ from ..errors import DataError
 from .image_checks import Reading, check_inside, in_threads, listing, read_image, read_images, spread
 
 
-def check_masks(dataset, where: str) -> Dict[str, str]:
+def check_masks(dataset, where: str) -> dict[str, str]:
     """Check one ``BaseSegDataset``, built lazily.
 
     Returns:
@@ -31,7 +30,7 @@ def check_masks(dataset, where: str) -> Dict[str, str]:
     return {**_check_labels(dataset, items, images, where), **faults}
 
 
-def _data_list(dataset, where: str) -> List[dict]:
+def _data_list(dataset, where: str) -> list[dict]:
     for key, meaning in (('img_path', 'image'), ('seg_map_path', 'mask')):
         folder = dataset.data_prefix.get(key)
         if folder and not fileio.isdir(folder, backend_args=dataset.backend_args):
@@ -59,7 +58,7 @@ def _endings(dataset) -> str:
     return listing([f"'{ending}' ({count})" for ending, count in counts.most_common()])
 
 
-def mask_labels(dataset, path: str) -> Optional[np.ndarray]:
+def mask_labels(dataset, path: str) -> np.ndarray | None:
     """The labels of a mask as training sees them, after ``reduce_zero_label`` and the label map.
 
     Returns:
@@ -76,7 +75,7 @@ def mask_labels(dataset, path: str) -> Optional[np.ndarray]:
     return np.unique([mapped.get(label, label) for label in labels.tolist()])
 
 
-def _check_labels(dataset, items: List[dict], images: List[Reading], where: str) -> Dict[str, str]:
+def _check_labels(dataset, items: list[dict], images: list[Reading], where: str) -> dict[str, str]:
     results = in_threads(lambda pair: _mask_result(dataset, pair[0]['seg_map_path'], pair[1]), zip(items, images))
     wrong = {item['seg_map_path']: labels for item, (_, labels) in zip(items, results) if len(labels)}
     if wrong:
@@ -97,7 +96,7 @@ def _mask_result(dataset, path: str, image: Reading):
     return fault, labels[(labels >= len(dataset.metainfo['classes'])) & (labels != dataset.ignore_index)]
 
 
-def _labels_message(dataset, wrong: Dict[str, np.ndarray], count: int, where: str) -> str:
+def _labels_message(dataset, wrong: dict[str, np.ndarray], count: int, where: str) -> str:
     path, labels = max(wrong.items(), key=lambda item: len(item[1]))
     found = np.unique(np.concatenate(list(wrong.values())))
     hint = '' if dataset.reduce_zero_label else ', or set reduce_zero_label=True if label 0 means "no class"'

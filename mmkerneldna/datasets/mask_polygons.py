@@ -1,11 +1,10 @@
 """Masks to COCO polygons without losing a pixel."""
-from typing import List
 
 import cv2
 import numpy as np
 
 
-def mask_to_polygons(mask: np.ndarray) -> List[List[int]]:
+def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     """Trace a hole-free mask along its pixel edges, so that rasterising the polygons gives back exactly the mask.
 
     ``cv2.findContours`` runs through pixel *centres* and loses half a pixel all around. Traced at twice the size,

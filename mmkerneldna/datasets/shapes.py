@@ -16,9 +16,9 @@ import json
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Union
 
 import cv2
 import numpy as np
@@ -57,7 +57,7 @@ class ShapesSpec:
                             '96 <= min_side <= max_side')
 
 
-def hard_cases(count: int) -> List[str]:
+def hard_cases(count: int) -> list[str]:
     """The case of each of ``count`` images: ``HARD_SHARE`` of each hard one (at least one if there is room), spread."""
     each = max(1, round(HARD_SHARE * count)) if count >= 2 * len(CASES[1:]) else 0
     cases = ['plain'] * count
@@ -66,7 +66,7 @@ def hard_cases(count: int) -> List[str]:
     return cases
 
 
-def generate_shapes(root: Union[str, Path],
+def generate_shapes(root: str | Path,
                     spec: ShapesSpec = ShapesSpec(),
                     track: Callable[[Iterable, str], Iterable] = lambda images, description: images) -> Path:
     """Write the data set, or keep the identical one that is there.
@@ -155,7 +155,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec, track: Callable) -> s
     return split_digest(root, split)
 
 
-def _write_image(root: Path, split: str, index: int, scene: Scene, coco: Dict[str, list]) -> None:
+def _write_image(root: Path, split: str, index: int, scene: Scene, coco: dict[str, list]) -> None:
     height, width = scene.image.shape[:2]
     semantic = np.zeros((height, width), np.uint8)
     for instance in scene.instances:
@@ -167,7 +167,7 @@ def _write_image(root: Path, split: str, index: int, scene: Scene, coco: Dict[st
     _imwrite(root / 'annotations' / split / f'{index:06d}.png', semantic, [])
 
 
-def _imwrite(path: Path, image: np.ndarray, flags: List[int]) -> None:
+def _imwrite(path: Path, image: np.ndarray, flags: list[int]) -> None:
     if not cv2.imwrite(str(path), image, flags):
         raise OSError(f'could not write {path}: is the disk full?')
 
@@ -186,7 +186,7 @@ def _annotation(instance: Instance, annotation_id: int, image_id: int) -> dict:
         visibility=round(instance.visibility, 4))
 
 
-def describe_shapes(root: Union[str, Path]) -> Dict[str, Dict[str, int]]:
+def describe_shapes(root: str | Path) -> dict[str, dict[str, int]]:
     """Count images, objects and hard cases of each split.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Each function draws from the ``numpy.random.RandomState`` it is given and from nothing else.
 """
-from typing import Callable, Dict, Tuple
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 LOYALTY = 0.8
 
 
-def _regular(corners: int, radii: Tuple[float, ...] = (1.0, )) -> np.ndarray:
+def _regular(corners: int, radii: tuple[float, ...] = (1.0, )) -> np.ndarray:
     angles = np.arange(corners) * 2 * np.pi / corners
     radius = np.resize(radii, corners)
     return np.stack([np.sin(angles) * radius, -np.cos(angles) * radius], axis=1)
@@ -36,7 +36,7 @@ def _crescent(bite: float = 0.5, corners: int = 24) -> np.ndarray:
 
 
 # class name -> (P, 2) outline within the unit circle (the cross: the unit square)
-OUTLINES: Dict[str, np.ndarray] = {
+OUTLINES: dict[str, np.ndarray] = {
     'circle': _regular(48),
     'square': _regular(4),
     'triangle': _regular(3),
@@ -76,7 +76,7 @@ def _speckle(rng, x, y):
     return rng.uniform(0, 1, x.shape)
 
 
-TEXTURES: Tuple[Callable, ...] = (_solid, _stripes, _checks, _dots, _gradient, _speckle)
+TEXTURES: tuple[Callable, ...] = (_solid, _stripes, _checks, _dots, _gradient, _speckle)
 
 
 def background(rng, height: int, width: int) -> np.ndarray:

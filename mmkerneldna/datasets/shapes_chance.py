@@ -3,7 +3,6 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Dict, Union
 
 import cv2
 import numpy as np
@@ -13,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from .shapes_art import CLASSES
 
 
-def chance_scores(root: Union[str, Path]) -> Dict[str, float]:
+def chance_scores(root: str | Path) -> dict[str, float]:
     """Score two guessers that know the statistics of the validation set but do not look at the image.
 
     The detector's guess is the true boxes and classes of the *next* image; the segmenter's is the mask of the next

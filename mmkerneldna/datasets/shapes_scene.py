@@ -5,8 +5,8 @@ Shape letters: H, W image height and width in pixels, P polygon corners. Pixel (
 Everything is drawn on a canvas with ``MARGIN`` pixels to spare on each side and cropped at the end, so the full
 (amodal) area of a truncated shape is simply the number of pixels painted.
 """
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -43,7 +43,7 @@ class Scene:
     """An image (H, W, 3) uint8 in BGR and the shapes in it, earliest painted first."""
     case: str
     image: np.ndarray
-    instances: List[Instance]
+    instances: list[Instance]
 
 
 @dataclass
@@ -51,14 +51,14 @@ class _Canvas:
     """The scene being painted. ``owner`` (canvas height, canvas width): 0 for background, i for ``labels[i - 1]``."""
     image: np.ndarray
     owner: np.ndarray
-    labels: List[int] = field(default_factory=list)
-    full_areas: List[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    full_areas: list[int] = field(default_factory=list)
 
     @property
-    def view(self) -> Tuple[slice, slice]:
+    def view(self) -> tuple[slice, slice]:
         return slice(MARGIN, self.owner.shape[0] - MARGIN), slice(MARGIN, self.owner.shape[1] - MARGIN)
 
-    def visibilities(self, owner: np.ndarray, full_areas: List[int]) -> List[float]:
+    def visibilities(self, owner: np.ndarray, full_areas: list[int]) -> list[float]:
         counts = np.bincount(owner[self.view].ravel(), minlength=len(full_areas) + 1)[1:]
         return [count / full for count, full in zip(counts, full_areas)]
 
@@ -68,7 +68,7 @@ def _has_hole(mask: np.ndarray) -> bool:
     return hierarchy is not None and bool((hierarchy[0, :, 3] >= 0).any())
 
 
-def _silhouette(rng, shape: Tuple[int, int], label: int, centre: Tuple[float, float], radius: float) -> np.ndarray:
+def _silhouette(rng, shape: tuple[int, int], label: int, centre: tuple[float, float], radius: float) -> np.ndarray:
     """(canvas height, canvas width) bool: the outline, stretched a little, turned by any angle, filled."""
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -93,7 +93,7 @@ def _paint(rng, canvas: _Canvas, mask: np.ndarray, label: int, owner: np.ndarray
     canvas.full_areas.append(int(mask.sum()))
 
 
-def _try_place(rng, canvas: _Canvas, centre, radius: float, accept: Callable[[List[float]], bool]) -> bool:
+def _try_place(rng, canvas: _Canvas, centre, radius: float, accept: Callable[[list[float]], bool]) -> bool:
     """Paint one shape unless ``accept(visibilities)`` refuses or a visible part would get a hole."""
     label = int(rng.randint(len(CLASSES)))
     mask = _silhouette(rng, canvas.owner.shape, label, centre, radius)
@@ -108,7 +108,7 @@ def _try_place(rng, canvas: _Canvas, centre, radius: float, accept: Callable[[Li
     return True
 
 
-def _place(rng, canvas: _Canvas, radius_range, accept, near: Optional[np.ndarray] = None, border: bool = False) -> bool:
+def _place(rng, canvas: _Canvas, radius_range, accept, near: np.ndarray | None = None, border: bool = False) -> bool:
     """Try random positions: anywhere, within 30 px of ``near``, or across the image border."""
     height, width = (side - 2 * MARGIN for side in canvas.owner.shape)
     for _ in range(_TRIES):
@@ -125,14 +125,14 @@ def _place(rng, canvas: _Canvas, radius_range, accept, near: Optional[np.ndarray
     return False
 
 
-def _everything_visible(visibilities: List[float]) -> bool:
+def _everything_visible(visibilities: list[float]) -> bool:
     return min(visibilities) >= MIN_VISIBLE
 
 
-def _within(bounds: Tuple[float, float], index: int) -> Callable[[List[float]], bool]:
+def _within(bounds: tuple[float, float], index: int) -> Callable[[list[float]], bool]:
     """Accept when object ``index`` is visible within ``bounds`` and every other one well enough."""
 
-    def accept(visibilities: List[float]) -> bool:
+    def accept(visibilities: list[float]) -> bool:
         others = visibilities[:index] + visibilities[index:][1:]
         return bounds[0] <= visibilities[index] <= bounds[1] and (not others or min(others) >= MIN_VISIBLE)
 
@@ -143,7 +143,7 @@ def _place_hard(rng, canvas: _Canvas, case: str) -> bool:
     """Add what makes the image a hard one; False when these shapes leave no room for it."""
     first = len(canvas.labels)
     if case == 'tiny':
-        return all([_place(rng, canvas, TINY_RADIUS, _everything_visible) for _ in range(3)])
+        return all(_place(rng, canvas, TINY_RADIUS, _everything_visible) for _ in range(3))
     if case == 'truncated':
         return _place(rng, canvas, RADIUS, _within(TRUNCATED_RANGE, first), border=True)
     if case == 'occluded':
@@ -157,7 +157,7 @@ def _centroid(canvas: _Canvas, index: int) -> np.ndarray:
     return np.array([xs.mean(), ys.mean()]) - MARGIN
 
 
-def _compose(rng, height: int, width: int, case: str) -> Optional[_Canvas]:
+def _compose(rng, height: int, width: int, case: str) -> _Canvas | None:
     image = background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32))
     count = {'empty': 0, 'plain': rng.randint(3, 9)}.get(case, rng.randint(0, 4))
@@ -187,7 +187,7 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
     return Scene(case, photograph(rng, canvas.image[canvas.view]), _instances(canvas))
 
 
-def _instances(canvas: _Canvas) -> List[Instance]:
+def _instances(canvas: _Canvas) -> list[Instance]:
     owner = canvas.owner[canvas.view]
     shares = canvas.visibilities(canvas.owner, canvas.full_areas)
     return [Instance(label, owner == index, float(share))
