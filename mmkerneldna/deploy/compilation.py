@@ -1,6 +1,6 @@
 """Compile a deployed model where a compiler is at hand, in half precision where asked, with CUDA graphs where they help."""
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, Union
 
 import torch
 from mmengine.logging import print_log
@@ -16,7 +16,7 @@ MAX_SIZES = 8
 COMPILE_MODES = (False, True, 'dynamic')
 
 
-def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool, int]) -> nn.Module:
+def speed_up(model: nn.Module, compile: bool | str, cuda_graph: bool | int) -> nn.Module:
     """Replace the regions of a deployed model by guarded, compiled, graphed ones, in place.
 
     Args:
@@ -39,7 +39,7 @@ def speed_up(model: nn.Module, compile: Union[bool, str], cuda_graph: Union[bool
     return model
 
 
-def _compiled(function: Callable, region: Region, mode: Union[bool, str], device: torch.device) -> Callable:
+def _compiled(function: Callable, region: Region, mode: bool | str, device: torch.device) -> Callable:
     dynamic = mode == 'dynamic' or not region.fixed
     # Freezing lets inductor keep kernels in the layout oneDNN wants instead of reordering them at every call.
     options = dict(freezing=True) if device.type == 'cpu' else None

@@ -1,5 +1,5 @@
 """CUDA graphs of a forward pass, one per input size."""
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ MEMORY_SHARE = 0.2
 WARM_UP = 3
 
 
-def graphed(plain: Callable, max_sizes: int, device: torch.device, max_bytes: Optional[int] = None) -> SizeCache:
+def graphed(plain: Callable, max_sizes: int, device: torch.device, max_bytes: int | None = None) -> SizeCache:
     """``plain`` replayed from CUDA graphs.
 
     Args:

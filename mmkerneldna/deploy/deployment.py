@@ -1,7 +1,7 @@
 """Deploy a trained net: a lean copy that computes the same features."""
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Union
 
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
@@ -46,8 +46,8 @@ class DeployReport:
     convs_baked: int = 0
     convs_unshared: int = 0
     norms_folded: int = 0
-    norms_left: Dict[str, str] = field(default_factory=dict)
-    others_left: Dict[str, str] = field(default_factory=dict)
+    norms_left: dict[str, str] = field(default_factory=dict)
+    others_left: dict[str, str] = field(default_factory=dict)
     params_before: int = 0
     params_after: int = 0
     steps_fused: int = 0
@@ -62,9 +62,9 @@ class DeployReport:
 
 
 def deploy(model: nn.Module,
-           compile: Union[bool, str] = False,
-           cuda_graph: Union[bool, int] = False,
-           dtype: Optional[torch.dtype] = None,
+           compile: bool | str = False,
+           cuda_graph: bool | int = False,
+           dtype: torch.dtype | None = None,
            gate: str = 'torch',
            probe: Probe = None) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
@@ -144,7 +144,7 @@ def _check_deviation(model: nn.Module, deviation: float) -> None:
                           'please report the model')
 
 
-def check_device(device: torch.device, dtype: Optional[torch.dtype], cuda_graph: Union[bool, int], gate: str) -> None:
+def check_device(device: torch.device, dtype: torch.dtype | None, cuda_graph: bool | int, gate: str) -> None:
     """Refuse what the device can't do.
 
     Raises:
@@ -197,14 +197,14 @@ def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: s
     report.params_after = count_parameters(copy)
 
 
-def _run_time_kernels(module: nn.Module) -> Dict[str, str]:
+def _run_time_kernels(module: nn.Module) -> dict[str, str]:
     """Dynamic convolutions of this package."""
     home = ChildConv2d.__module__.rpartition('.')[0]
     return {name: f'{type(m).__name__} computes its kernel at run time' for name, m in module.named_modules()
             if type(m).__module__.startswith(home + '.') and hasattr(m, 'kernel_size')}
 
 
-def _deviation(outputs: List[Tensor], expected: List[Tensor]) -> float:
+def _deviation(outputs: list[Tensor], expected: list[Tensor]) -> float:
     if [o.shape for o in outputs] != [e.shape for e in expected]:
         return float('inf')
     worst = 0.0

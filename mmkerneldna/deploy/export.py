@@ -15,9 +15,9 @@ scope          outputs
 import contextlib
 import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class Exportable(nn.Module):
         self.model = backbone_of(model) if scope == 'backbone' else model
         self.scope = scope
 
-    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> flat tuple of tensors."""
         return tuple(tree_leaves(self._outputs(images)))
 
@@ -77,8 +77,8 @@ class Exportable(nn.Module):
         return outputs
 
 
-def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbone', size: Tuple[int, int] = (224, 224),
-           dynamic: str = 'both') -> Dict[str, object]:
+def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbone', size: tuple[int, int] = (224, 224),
+           dynamic: str = 'both') -> dict[str, object]:
     """Write a file and check it.
 
     Args:
@@ -111,14 +111,14 @@ def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbon
     return dict(file=str(path), inputs={'images': _describe(dynamic, size)}, checked=checked, **facts)
 
 
-def check_shapes(size: Tuple[int, int], dynamic: str) -> List[Tuple[int, int, int]]:
+def check_shapes(size: tuple[int, int], dynamic: str) -> list[tuple[int, int, int]]:
     """(N, H, W) a file is checked at: batches 1 and 5, the example's size and one more, as far as they are dynamic."""
     sizes = [tuple(size), (size[0] + 32, size[1] + 64)] if dynamic == 'both' else [tuple(size)]
     return [(batch, *hw) for batch in ((1, ) if dynamic == 'none' else (1, 5)) for hw in sizes]
 
 
 @torch.no_grad()
-def check_file(part: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shapes) -> Dict[Tuple[int, int, int], float]:
+def check_file(part: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shapes) -> dict[tuple[int, int, int], float]:
     """Compare a file with torch.
 
     Returns:
@@ -147,7 +147,7 @@ class MatrixAdaptivePool(nn.Module):
     ONNX has no adaptive pooling unless the bins divide the map. Bin i of b covers floor(i L / b) to ceil((i + 1) L / b).
     """
 
-    def __init__(self, bins: Tuple[int, int]) -> None:
+    def __init__(self, bins: tuple[int, int]) -> None:
         super().__init__()
         self.bins = bins
 
@@ -193,12 +193,12 @@ def traceable_resize() -> Iterator[None]:
             module.resize = original
 
 
-def _describe(dynamic: str, size: Tuple[int, int]) -> str:
+def _describe(dynamic: str, size: tuple[int, int]) -> str:
     batch = 'N' if dynamic != 'none' else '1'
     return f'({batch}, 3, H, W)' if dynamic == 'both' else f'({batch}, 3, {size[0]}, {size[1]})'
 
 
-def _dynamic_dims(dynamic: str) -> Dict[int, object]:
+def _dynamic_dims(dynamic: str) -> dict[int, object]:
     """Sizes are multiples of 32, as the preprocessors pad them: then every stride divides without a remainder."""
     dims = {} if dynamic == 'none' else {0: torch.export.Dim('batch', min=1, max=4096)}
     if dynamic == 'both':
@@ -207,11 +207,11 @@ def _dynamic_dims(dynamic: str) -> Dict[int, object]:
     return dims
 
 
-def _write_onnx(part, example, path, dynamic) -> Dict[str, object]:
+def _write_onnx(part, example, path, dynamic) -> dict[str, object]:
     axes = {0: 'batch', **({2: 'height', 3: 'width'} if dynamic == 'both' else {})} if dynamic != 'none' else {}
     names = [f'output{i}' for i in range(len(part(example)))]
     torch.onnx.export(part, (example, ), str(path), opset_version=OPSET, dynamo=False, input_names=['images'],
-                      output_names=names, dynamic_axes={name: axes for name in ['images', *names]} if axes else None)
+                      output_names=names, dynamic_axes=dict.fromkeys(['images', *names], axes) if axes else None)
     import onnx
     model = onnx.load(str(path))
     onnx.checker.check_model(model)
@@ -224,7 +224,7 @@ def _read_onnx(path):
     return lambda images: [torch.from_numpy(o) for o in session.run(None, {'images': images.numpy()})]
 
 
-def _write_torchscript(part, example, path, dynamic) -> Dict[str, object]:
+def _write_torchscript(part, example, path, dynamic) -> dict[str, object]:
     torch.jit.freeze(torch.jit.trace(part, example, check_trace=False)).save(str(path))
     return dict(outputs=[f'output{i}' for i in range(len(part(example)))])
 
@@ -233,7 +233,7 @@ def _read_torchscript(path):
     return torch.jit.load(str(path))
 
 
-def _write_pt2(part, example, path, dynamic) -> Dict[str, object]:
+def _write_pt2(part, example, path, dynamic) -> dict[str, object]:
     program = torch.export.export(part, (example, ), dynamic_shapes=(_dynamic_dims(dynamic), ), strict=False)
     write_aot_package(program, str(path))
     return dict(outputs=[f'output{i}' for i in range(len(part(example)))])

@@ -5,8 +5,8 @@ head runs one conv on five levels, blocks share convs. So one forward pass is wa
 together if every output of the conv went into that norm and into nothing else, and the norm saw nothing but such outputs.
 """
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Set
 
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
@@ -22,7 +22,7 @@ from ..modules import is_plain_conv, replace
 class FoldReport:
     """What folding did: BNs folded, and those left with the reason."""
     folded: int = 0
-    left: Dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def fold_batch_norms(module: nn.Module, run: Callable[[], object]) -> FoldReport:
@@ -55,12 +55,12 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], object]) -> FoldReport
 class _Watch(TorchDispatchMode):
     """Follows conv outputs through a forward pass: which norm takes them, and how many operations read them."""
 
-    def __init__(self, convs: List[nn.Module], norms: List[nn.Module]) -> None:
+    def __init__(self, convs: list[nn.Module], norms: list[nn.Module]) -> None:
         super().__init__()
-        self.feeders: Dict[nn.Module, Set[nn.Module]] = {norm: set() for norm in norms}
-        self._foreign: Set[nn.Module] = set()  # norms that saw something else than a plain conv's output
-        self._outputs: Dict[int, tuple] = {}  # id -> (conv, tensor); holds the tensor, so that no id is used twice
-        self._taken: Dict[int, nn.Module] = {}  # id of a conv output -> the norm that took it
+        self.feeders: dict[nn.Module, set[nn.Module]] = {norm: set() for norm in norms}
+        self._foreign: set[nn.Module] = set()  # norms that saw something else than a plain conv's output
+        self._outputs: dict[int, tuple] = {}  # id -> (conv, tensor); holds the tensor, so that no id is used twice
+        self._taken: dict[int, nn.Module] = {}  # id of a conv output -> the norm that took it
         self._reads: Counter = Counter()
         self._calls: Counter = Counter()
         self._weights = {id(conv.weight): conv for conv in convs if isinstance(conv.weight, nn.Parameter)}
@@ -112,7 +112,7 @@ class _Watch(TorchDispatchMode):
 
 
 @torch.no_grad()
-def _fold(norm: _BatchNorm, convs: Set[nn.Module]) -> None:
+def _fold(norm: _BatchNorm, convs: set[nn.Module]) -> None:
     """In double precision: a folded net then differs from the original by one rounding of its weights."""
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -6,7 +6,7 @@ such ``forward`` is traced by torch.fx and rewritten, for that instance. A rewri
 on all inputs that the module saw in a run of the net.
 """
 import operator
-from typing import Callable, Dict, Iterator, List, Optional, Set
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from .packed import RELU, Activation, PackedConv2d
 #: relative to the largest value of an output; the same sums in another order
 TOLERANCE = 1e-5
 
-ACTIVATIONS: Dict[type, Callable[[nn.Module], Activation]] = {
+ACTIVATIONS: dict[type, Callable[[nn.Module], Activation]] = {
     nn.ReLU: lambda m: RELU,
     nn.ReLU6: lambda m: Activation('hardtanh', (0.0, 6.0)),
     nn.Hardtanh: lambda m: Activation('hardtanh', (float(m.min_val), float(m.max_val))),
@@ -45,7 +45,7 @@ def fuse_steps(model: nn.Module, run: Callable[[], object]) -> int:
         int: activations and sums that are now done by a convolution.
     """
     fused = 0
-    done: Set[PackedConv2d] = set()
+    done: set[PackedConv2d] = set()
     for module, inputs in _inputs_of_owners(model, run).items():  # outer ones first: they saw their input first
         convs = set(_own_convs(module))
         steps = _fuse(module, inputs) if convs - done else 0
@@ -55,10 +55,10 @@ def fuse_steps(model: nn.Module, run: Callable[[], object]) -> int:
     return fused
 
 
-def _inputs_of_owners(model: nn.Module, run: Callable[[], object]) -> Dict[nn.Module, List[Tensor]]:
+def _inputs_of_owners(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, list[Tensor]]:
     """Modules with convolutions of their own that take one tensor -> copies of all inputs they saw."""
-    seen: Dict[nn.Module, List[Tensor]] = {}
-    others: Set[nn.Module] = set()  # called in another way at least once
+    seen: dict[nn.Module, list[Tensor]] = {}
+    others: set[nn.Module] = set()  # called in another way at least once
 
     def note(module, args, kwargs):
         if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs:
@@ -91,7 +91,7 @@ def _is_transparent(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fuse(module: nn.Module, inputs: List[Tensor]) -> int:
+def _fuse(module: nn.Module, inputs: list[Tensor]) -> int:
     traced = _trace(module)
     fused = 0 if traced is None else _rewrite(traced)
     if not fused or not all(_agree(traced(x.clone()), module.forward(x.clone())) for x in inputs):
@@ -117,7 +117,7 @@ class _Tracer(fx.Tracer):
         return not _is_transparent(module)
 
 
-def _trace(module: nn.Module) -> Optional[fx.GraphModule]:
+def _trace(module: nn.Module) -> fx.GraphModule | None:
     """The module's ``forward`` as a graph of calls of its parts; None if it does more than that."""
     root = _Root(module)
     try:
@@ -164,15 +164,15 @@ def _rewrite(traced: fx.GraphModule) -> int:
     return fused
 
 
-def _called(node: fx.Node, modules: Dict[str, nn.Module]) -> Optional[nn.Module]:
+def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules.get(node.target) if node.op == 'call_module' else None
 
 
-def _only_user(node: fx.Node) -> Optional[fx.Node]:
+def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _behind_identities(node: fx.Node, modules: Dict[str, nn.Module]) -> fx.Node:
+def _behind_identities(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     """The last of the folded norms behind a convolution."""
     user = _only_user(node)
     while user is not None and type(_called(user, modules)) is nn.Identity:
@@ -180,7 +180,7 @@ def _behind_identities(node: fx.Node, modules: Dict[str, nn.Module]) -> fx.Node:
     return node
 
 
-def _other_summand(step: Optional[fx.Node], summand: fx.Node) -> Optional[fx.Node]:
+def _other_summand(step: fx.Node | None, summand: fx.Node) -> fx.Node | None:
     """What is added to ``summand`` by ``step``, if it is a plain sum of two tensors."""
     is_sum = step is not None and ((step.op == 'call_function' and step.target in SUMS)
                                    or (step.op == 'call_method' and step.target in ('add', 'add_')))
@@ -198,7 +198,7 @@ def _take_sum(conv: fx.Node, step: fx.Node, other: fx.Node) -> fx.Node:
     return joined
 
 
-def _activation(step: Optional[fx.Node], modules: Dict[str, nn.Module]) -> Optional[Activation]:
+def _activation(step: fx.Node | None, modules: dict[str, nn.Module]) -> Activation | None:
     if step is None:
         return None
     if (step.op == 'call_function' and step.target in RELU_FUNCTIONS) or (step.op == 'call_method' and step.target in (

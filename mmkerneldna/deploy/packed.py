@@ -3,7 +3,7 @@
 oneDNN computes with kernels in a blocked layout of its own. An ``nn.Conv2d`` holds a plain one, which is laid out anew at
 every call: on the 7x7 maps of a ResNet's last stage that takes longer than the convolution.
 """
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ PACKED_DTYPES = (torch.float32, torch.bfloat16)
 class Activation(NamedTuple):
     """An element-wise function by oneDNN's name for it, its constants, and its variant."""
     name: str = 'none'
-    scalars: Tuple[float, ...] = ()
+    scalars: tuple[float, ...] = ()
     algorithm: str = ''
 
     def plainly(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class PackedConv2d(nn.Conv2d):
         self._packed = self._packed_from = None
         self.train(conv.training)
 
-    def forward(self, input: Tensor, other: Optional[Tensor] = None, activation: Activation = NONE) -> Tensor:
+    def forward(self, input: Tensor, other: Tensor | None = None, activation: Activation = NONE) -> Tensor:
         """``activation(conv(input) + other)``, in one go where oneDNN can.
 
         Args:

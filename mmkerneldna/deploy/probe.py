@@ -1,5 +1,5 @@
 """Run any OpenMMLab model once on made-up input, without losses and without random choices."""
-from typing import Callable, List, Sequence, Union
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.model import BaseModel
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from ..anatomy import backbone_of, heads_of, is_whole
 from ..errors import KernelDNAError
 
-Probe = Union[None, Tensor, Sequence[Tensor], Callable[[nn.Module], object]]
+Probe = Tensor | Sequence[Tensor] | Callable[[nn.Module], object] | None
 
 #: H, W of random images, the smallest that a model takes: some pad by reflection, or were built for one size
 SIZES = ((64, 96), (128, 192), (224, 224))
@@ -20,7 +20,7 @@ class ProbeError(KernelDNAError, ValueError):
     """No random image goes through a module; it needs a probe of its own."""
 
 
-def make_probe(module: nn.Module, probe: Probe = None) -> Callable[[nn.Module], List[Tensor]]:
+def make_probe(module: nn.Module, probe: Probe = None) -> Callable[[nn.Module], list[Tensor]]:
     """A function that runs the forward pass of a model and returns all its output tensors.
 
     Args:
@@ -39,7 +39,7 @@ def make_probe(module: nn.Module, probe: Probe = None) -> Callable[[nn.Module], 
     return _runner(module, _images_that_fit(module) if probe is None else probe)
 
 
-def _runner(module: nn.Module, inputs) -> Callable[[nn.Module], List[Tensor]]:
+def _runner(module: nn.Module, inputs) -> Callable[[nn.Module], list[Tensor]]:
     if is_whole(module):
         return lambda model: _tensors(run_parts(model, inputs.to(device_of(model))))
     return lambda model: _tensors(model(_moved(inputs, device_of(model))))
@@ -73,7 +73,7 @@ def _data_samples(images: Tensor) -> list:
     return [DetDataSample(metainfo=meta) for _ in images]
 
 
-def _boxes(images: Tensor) -> List[InstanceData]:
+def _boxes(images: Tensor) -> list[InstanceData]:
     height, width = images.shape[-2:]
     corners = images.new_tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.6, 0.5], [0.5, 0.4, 0.9, 1.0]])
     return [InstanceData(bboxes=corners * images.new_tensor([width, height, width, height])) for _ in images]
@@ -103,5 +103,5 @@ def _moved(probe, device):
     return probe.to(device) if isinstance(probe, Tensor) else type(probe)(x.to(device) for x in probe)
 
 
-def _tensors(outputs) -> List[Tensor]:
+def _tensors(outputs) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

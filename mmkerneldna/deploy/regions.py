@@ -1,6 +1,6 @@
 """The parts of a model that are worth compiling: tensors in, tensors out, no post-processing."""
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
 
 import torch
 from torch import Tensor, nn

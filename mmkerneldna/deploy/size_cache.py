@@ -4,8 +4,8 @@ CUDA graphs hold for one size; detectors see dozens. The cache keeps the last fe
 on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
 """
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Callable, Hashable, List, Optional, Tuple
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -26,9 +26,9 @@ class Captured:
     release: Callable = lambda: None
 
 
-def input_key(args: tuple) -> Optional[Hashable]:
+def input_key(args: tuple) -> Hashable | None:
     """Shape, dtype, strides and device of all tensors in ``args``; None if there is anything but tensors."""
-    leaves: List[Tensor] = tree_leaves(args)
+    leaves: list[Tensor] = tree_leaves(args)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         return None
     return tuple((tuple(leaf.shape), leaf.dtype, leaf.stride(), leaf.device) for leaf in leaves)
@@ -48,12 +48,12 @@ class SizeCache:
     """
 
     def __init__(self, plain: Callable, capture: Callable[[Callable, tuple], Captured], max_sizes: int = 8,
-                 max_bytes: Optional[int] = None) -> None:
+                 max_bytes: int | None = None) -> None:
         if max_sizes < 1:
             raise ValueError(f'max_sizes={max_sizes} must be at least 1')
         self.plain, self.capture = plain, capture
         self.max_sizes, self.max_bytes = max_sizes, max_bytes
-        self.captured: 'OrderedDict[Hashable, Captured]' = OrderedDict()
+        self.captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self.refused: set = set()  # sizes that failed to capture or don't fit
 
     def __call__(self, *args, **kwargs):
@@ -97,5 +97,5 @@ class SizeCache:
         return False
 
 
-def _shapes(key: Hashable) -> Tuple:
+def _shapes(key: Hashable) -> tuple:
     return tuple(leaf[0] for leaf in key)

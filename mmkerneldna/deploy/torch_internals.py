@@ -1,11 +1,11 @@
 """Every name of torch, oneDNN and inductor that is not public: what to look at when a new torch breaks something."""
-from typing import Callable, List, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
-def compiler_errors() -> Tuple[type, ...]:
+def compiler_errors() -> tuple[type, ...]:
     """What a compiled function raises where compiling fails, not where its input is wrong."""
     return torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError
 
@@ -44,6 +44,6 @@ def write_aot_package(program, path: str) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=path)
 
 
-def read_aot_package(path: str) -> Callable[[Tensor], List[Tensor]]:
+def read_aot_package(path: str) -> Callable[[Tensor], list[Tensor]]:
     """The function in such a file."""
     return torch._inductor.aoti_load_package(path)
