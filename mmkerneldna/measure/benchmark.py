@@ -5,8 +5,10 @@ read a row alone (``batch``, ``height``, ``width``, ``proposals``, ``device``, `
 that could not be had is None, and ``error`` (``train_error`` for the training step) says why. ``disturbed``
 (``train_disturbed``) says what showed that the machine was busy with something else, and is None where nothing did.
 """
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -19,7 +21,7 @@ from .memory import momentum_bytes, peak_memory_mb, weight_bytes
 from .tables import Column
 from .workload import Workload, inference_call, train_call
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 Prepare = Callable[[nn.Module, Workload], nn.Module]
 
 # M: millions of parameters. The cell of a failure carries its name where the reader looks first.
@@ -84,16 +86,16 @@ class Benchmark:
         self.workloads, self.prepare = workloads, prepare
         self.timing = dict(repeats=repeats, warmup=warmup)
         self.models = {subject.name: attempt(subject.build) for subject in subjects}
-        self._sizes: Dict[tuple, Union[Dict[str, float], Failure]] = {}
+        self._sizes: dict[tuple, dict[str, float] | Failure] = {}
 
-    def run(self, train_step: bool = False, progress: Callable[[List[Row]], None] = lambda rows: None) -> List[Row]:
+    def run(self, train_step: bool = False, progress: Callable[[list[Row]], None] = lambda rows: None) -> list[Row]:
         """Measure everything.
 
         Args:
             train_step (bool): also time training steps, after all inference: they change the weights.
             progress: called with all rows so far after each workload.
         """
-        rows: List[Row] = []
+        rows: list[Row] = []
         for workload in self.workloads:
             rows += self._inference_block(workload)
             progress(rows)
@@ -103,11 +105,11 @@ class Benchmark:
             progress(rows)
         return rows
 
-    def _inference_block(self, workload: Workload) -> List[Row]:
+    def _inference_block(self, workload: Workload) -> list[Row]:
         ready = {name: model if isinstance(model, Failure) else
-                 attempt(lambda: self._ready(model, workload), workload.device)
+                 attempt(partial(self._ready, model, workload), workload.device)
                  for name, model in self.models.items()}
-        calls = {name: attempt(lambda: inference_call(model, workload), workload.device)
+        calls = {name: attempt(partial(inference_call, model, workload), workload.device)
                  for name, model in ready.items() if not isinstance(model, Failure)}
         timings = _time(calls, workload, self.timing)
         rows = []
@@ -128,7 +130,7 @@ class Benchmark:
         model.eval()  # not chained: mmdet's backbones return None
         return self.prepare(model, workload)
 
-    def _complexity(self, name: str, workload: Workload) -> Union[Dict[str, float], Failure]:
+    def _complexity(self, name: str, workload: Workload) -> dict[str, float] | Failure:
         model, key = self.models[name], (name, workload.size, workload.proposals)
         if key not in self._sizes:
             self._sizes[key] = model if isinstance(model, Failure) else attempt(
@@ -137,7 +139,7 @@ class Benchmark:
 
     def _train_block(self, workload: Workload, rows: Mapping[str, Row]) -> None:
         models = {name: model for name, model in self.models.items() if not isinstance(model, Failure)}
-        calls = {name: attempt(lambda: _train_call(model, workload), workload.device)
+        calls = {name: attempt(partial(_train_call, model, workload), workload.device)
                  for name, model in models.items()}
         timings = _time(calls, workload, self.timing)
         for name, row in rows.items():
@@ -159,20 +161,20 @@ def _train_call(model: nn.Module, workload: Workload):
     return train_call(model, workload)
 
 
-def _time(calls: Mapping[str, Any], workload: Workload, timing: dict) -> Dict[str, Union[Timing, Failure]]:
+def _time(calls: Mapping[str, Any], workload: Workload, timing: dict) -> dict[str, Timing | Failure]:
     """Timings of the calls that could be made; failures stay what they are."""
     callables = {name: call for name, call in calls.items() if not isinstance(call, Failure)}
     return {**calls, **time_interleaved(callables, workload.device, **timing)}
 
 
-def _blank_row(name: str, workload: Workload, model: Union[nn.Module, Failure]) -> Row:
+def _blank_row(name: str, workload: Workload, model: nn.Module | Failure) -> Row:
     row: Row = dict(name=name, batch=workload.batch, height=workload.size[0], width=workload.size[1],
                     proposals=workload.proposals_of(model), device=workload.device, precision=workload.precision,
                     channels_last=workload.channels_last)
     return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None, 'disturbed': None}
 
 
-def _merge(row: Row, result: Union[Mapping[str, Any], Failure], error_key: str = 'error') -> None:
+def _merge(row: Row, result: Mapping[str, Any] | Failure, error_key: str = 'error') -> None:
     """Take over cells, or name the first failure."""
     if not isinstance(result, Failure):
         row.update(result)
@@ -180,22 +182,22 @@ def _merge(row: Row, result: Union[Mapping[str, Any], Failure], error_key: str =
         row[error_key] = str(result)
 
 
-def _timing_cells(timing: Union[Timing, Failure], workload: Workload) -> Union[Row, Failure]:
+def _timing_cells(timing: Timing | Failure, workload: Workload) -> Row | Failure:
     if isinstance(timing, Failure):
         return timing
     return dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
                 throughput_img_s=timing.throughput(workload.batch), disturbed=timing.disturbed or None)
 
 
-def _peak(key: str, call: Any, resident: int, workload: Workload) -> Union[Row, Failure]:
+def _peak(key: str, call: Any, resident: int, workload: Workload) -> Row | Failure:
     if isinstance(call, Failure):
         return call
     peak = attempt(lambda: peak_memory_mb(call, resident, workload.device), workload.device)
     return peak if isinstance(peak, Failure) else {key: peak}
 
 
-def _add_ratio(rows: List[Row], key: str, ratio_key: str) -> None:
+def _add_ratio(rows: list[Row], key: str, ratio_key: str) -> None:
     """Each value over the first row's; above 1 is slower."""
-    first: Optional[float] = rows[0][key] if rows else None
+    first: float | None = rows[0][key] if rows else None
     for row in rows:
         row[ratio_key] = row[key] / first if first and row[key] is not None else None

@@ -2,8 +2,9 @@
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence, Union
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ class Sample:
     queued: float = 0.0
 
 
-def synchronize(device: Union[str, torch.device]) -> None:
+def synchronize(device: str | torch.device) -> None:
     """Wait for all work of an accelerator; nothing to wait for on the CPU."""
     kind = torch.device(device).type
     if kind == 'cuda':
@@ -41,7 +42,7 @@ def synchronize(device: Union[str, torch.device]) -> None:
         getattr(torch, kind).synchronize()
 
 
-def sample(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') -> Sample:
+def sample(call: Callable[[], Any], device: str | torch.device = 'cpu') -> Sample:
     """Run a call once, with the clocks around it and the device synchronised."""
     synchronize(device)
     queued, cpu, wall = _queued_ns(), time.process_time_ns(), time.perf_counter_ns()
@@ -51,7 +52,7 @@ def sample(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') ->
     return Sample(wall / 1e6, cpu / 1e6, max(0, queued) / 1e6)
 
 
-def disturbance(samples: Sequence[Sample], device: Union[str, torch.device] = 'cpu') -> str:
+def disturbance(samples: Sequence[Sample], device: str | torch.device = 'cpu') -> str:
     """What shows that repeats of one call are not what they would be on an idle machine; '' if nothing does.
 
     Processor time alone does not tell: with several threads, one that is held up makes the others wait, and waiting may count

@@ -4,8 +4,9 @@ One GMAC is 1e9 multiply-accumulates of convolutions and matrix products; elemen
 NMS are not counted. torch's counter reports 2 per multiply-accumulate, mmengine's and fvcore's "flops" are
 multiply-accumulates plus BN; in the unit used here ResNet-18 has 1.814 and ResNet-50 4.089 at 224, as the papers state.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ def deployed_params(model: nn.Module) -> int:
     return sum(p.numel() for p in others) + sum(child.deployed_size() for child in children)
 
 
-def measure_complexity(model: nn.Module, size: Tuple[int, int], proposals: Optional[int] = None) -> Complexity:
+def measure_complexity(model: nn.Module, size: tuple[int, int], proposals: int | None = None) -> Complexity:
     """Complexity of a model at one image of ``size``.
 
     Detectors and segmenters run in mm's ``mode='tensor'`` with their own padding: backbone, neck and heads. A two-stage
@@ -72,6 +73,6 @@ def measure_complexity(model: nn.Module, size: Tuple[int, int], proposals: Optio
     return Complexity(macs / 1e9, count_parameters(model) / 1e6, deployed_params(model) / 1e6)
 
 
-def complexity_row(model: nn.Module, size: Tuple[int, int], proposals: Optional[int] = None) -> Dict[str, float]:
+def complexity_row(model: nn.Module, size: tuple[int, int], proposals: int | None = None) -> dict[str, float]:
     """:func:`measure_complexity` as the cells of a row."""
     return dict(vars(measure_complexity(model, size, proposals)))

@@ -3,7 +3,6 @@ import platform
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Union
 
 import torch
 
@@ -14,7 +13,7 @@ DISTRIBUTIONS = {
 }
 
 
-def environment(device: Union[str, torch.device] = 'cpu') -> Dict[str, str]:
+def environment(device: str | torch.device = 'cpu') -> dict[str, str]:
     """Versions, processor, threads and date, all as text.
 
     Args:
@@ -29,7 +28,7 @@ def environment(device: Union[str, torch.device] = 'cpu') -> Dict[str, str]:
     return facts
 
 
-def _cuda_facts(device) -> Dict[str, str]:
+def _cuda_facts(device) -> dict[str, str]:
     properties = torch.cuda.get_device_properties(device)
     return dict(gpu=f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB', cuda=str(torch.version.cuda),
                 cudnn=str(torch.backends.cudnn.version()),
@@ -46,6 +45,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(facts: Dict[str, str]) -> str:
+def describe(facts: dict[str, str]) -> str:
     """One line of ``key value`` pairs."""
     return ', '.join(f'{key} {value}' for key, value in facts.items())

@@ -13,7 +13,8 @@ So sorting, decoding, both NMS, RoIAlign, box and mask heads and pasted masks ha
 model of the same strides and anchors. All images of a batch get the same proposals. What the layers compute is thrown
 away, so results mean nothing: this is for measuring cost.
 """
-from typing import Any, Callable, Dict, List, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
@@ -48,7 +49,7 @@ class FixedProposals:
             raise UsageError(f'{count} proposals per image: at least 1 is needed')
         heads = heads_of(model)
         (self.rpn, ), self.box_heads, self.count = heads.dense, heads.box, count
-        self._made: Dict[tuple, Tensor] = {}
+        self._made: dict[tuple, Tensor] = {}
 
     def __enter__(self) -> 'FixedProposals':
         self._test_cfg, self._predict = self.rpn.test_cfg, self.rpn.predict
@@ -72,7 +73,7 @@ class FixedProposals:
                              f"the RPN's NMS; ask for {fewest} at most, or for larger images")
         return results
 
-    def _rpn_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> Tuple[List[Tensor], List[Tensor]]:
+    def _rpn_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
         if not (_is_pair(outputs, (list, tuple)) and all(x.dim() == 4 for level in outputs for x in level)):
             raise UsageError(f'proposals of a {type(head).__name__} cannot be fixed: its outputs are not (scores, box '
                              'offsets), a map per level')
@@ -80,7 +81,7 @@ class FixedProposals:
         return ([self._like(x[:1], _ranked, level).expand_as(x) for level, x in enumerate(scores)],
                 [self._like(x[:1], _zeros).expand_as(x) for x in offsets])
 
-    def _box_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> Tuple[Tensor, Tensor]:
+    def _box_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor, Tensor]:
         if not (_is_pair(outputs, Tensor) and all(x.dim() == 2 for x in outputs)):
             raise UsageError(f'boxes of a {type(head).__name__} cannot be fixed: its outputs are not (class scores, box '
                              'offsets), a row per proposal')

@@ -1,11 +1,10 @@
 """The input size a config states."""
 import re
-from typing import Optional, Tuple
 
 from mmengine.config import Config
 
 
-def size_from_config(cfg: Config) -> Optional[Tuple[int, int]]:
+def size_from_config(cfg: Config) -> tuple[int, int] | None:
     """H, W that a config's models are meant for.
 
     A segmenter's crop size; else the ``scale`` of the test pipeline's resizing, which is the larger image where the
@@ -21,7 +20,7 @@ def size_from_config(cfg: Config) -> Optional[Tuple[int, int]]:
     return None
 
 
-def parse_size(text: str) -> Tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     """H, W from a command line: ``224`` is a square, ``800x1344`` is H x W.
 
     Raises:

@@ -6,9 +6,11 @@ marked if that does not help.
 """
 import gc
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 
@@ -64,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         hint in str(error) for hint in ("can't allocate memory", 'not enough memory', 'out of memory'))
 
 
-def attempt(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') -> Union[Any, Failure]:
+def attempt(call: Callable[[], Any], device: str | torch.device = 'cpu') -> Any | Failure:
     """Result of a call, or a :class:`Failure`; what an out-of-memory error left behind is freed.
 
     Raises:
@@ -82,8 +84,8 @@ def attempt(call: Callable[[], Any], device: Union[str, torch.device] = 'cpu') -
     return failure
 
 
-def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: Union[str, torch.device] = 'cpu', repeats: int = 20,
-                     warmup: int = 5, budget_s: Optional[float] = None) -> Dict[str, Union[Timing, Failure]]:
+def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: str | torch.device = 'cpu', repeats: int = 20,
+                     warmup: int = 5, budget_s: float | None = None) -> dict[str, Timing | Failure]:
     """Time calls in turns, again where a measurement was disturbed: see :func:`interleaved_samples`.
 
     Args:
@@ -98,7 +100,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: Union[str, 
         dict: name -> :class:`Timing`, or the :class:`Failure` of a call that raised; the others go on.
     """
     end = None if budget_s is None else monotonic() + budget_s
-    best: Dict[str, Union[Timing, Failure]] = {}
+    best: dict[str, Timing | Failure] = {}
     for number in range(ATTEMPTS):
         start = monotonic()
         rounds = interleaved_samples(calls, device, repeats, 0 if number else warmup, end)
@@ -110,8 +112,8 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: Union[str, 
     return best
 
 
-def interleaved_samples(calls: Mapping[str, Callable[[], Any]], device: Union[str, torch.device] = 'cpu', repeats: int = 20,
-                        warmup: int = 5, end: Optional[float] = None) -> Dict[str, Union[List[Sample], Failure]]:
+def interleaved_samples(calls: Mapping[str, Callable[[], Any]], device: str | torch.device = 'cpu', repeats: int = 20,
+                        warmup: int = 5, end: float | None = None) -> dict[str, list[Sample] | Failure]:
     """Each round runs every call once, each round starts with another one.
 
     Args:
@@ -133,12 +135,12 @@ def interleaved_samples(calls: Mapping[str, Callable[[], Any]], device: Union[st
 class _Rounds:
     """Runs rounds of calls and keeps their samples."""
 
-    def __init__(self, calls: Mapping[str, Callable[[], Any]], device: Union[str, torch.device]) -> None:
+    def __init__(self, calls: Mapping[str, Callable[[], Any]], device: str | torch.device) -> None:
         self.calls, self.device, self.count = calls, device, 0
-        self.samples: Dict[str, List[Sample]] = {name: [] for name in calls}
-        self.failures: Dict[str, Failure] = {}
+        self.samples: dict[str, list[Sample]] = {name: [] for name in calls}
+        self.failures: dict[str, Failure] = {}
 
-    def run(self, count: int, end: Optional[float]) -> None:
+    def run(self, count: int, end: float | None) -> None:
         """Run one round, and up to ``count`` while one more as long as the last ends in time."""
         took = 0.0
         for index in range(count):
@@ -150,7 +152,7 @@ class _Rounds:
 
     def _round(self) -> None:
         for name in _rotated([name for name in self.calls if name not in self.failures], self.count):
-            taken = attempt(lambda: sample(self.calls[name], self.device), self.device)
+            taken = attempt(partial(sample, self.calls[name], self.device), self.device)
             if isinstance(taken, Failure):
                 self.failures[name] = taken
             else:
@@ -158,24 +160,24 @@ class _Rounds:
         self.count += 1
 
 
-def _passes(end: Optional[float], seconds: float) -> bool:
+def _passes(end: float | None, seconds: float) -> bool:
     """Whether what takes so long would end too late."""
     return end is not None and monotonic() + seconds > end
 
 
-def summarize(samples: Sequence[Sample], device: Union[str, torch.device] = 'cpu') -> Timing:
+def summarize(samples: Sequence[Sample], device: str | torch.device = 'cpu') -> Timing:
     """Median and 90th percentile (nearest rank) of the repeats' wall times, and whether they were disturbed."""
     ordered = sorted(s.wall for s in samples)
     rank = -(-9 * len(ordered) // 10)
     return Timing(statistics.median(ordered), ordered[rank - 1], len(ordered), disturbance(samples, device))
 
 
-def _trouble(timings: Mapping[str, Union[Timing, Failure]]) -> Tuple[int, int, float]:
+def _trouble(timings: Mapping[str, Timing | Failure]) -> tuple[int, int, float]:
     """Sorts measurements of the same calls: failures, disturbed ones, total time."""
     taken = [timing for timing in timings.values() if isinstance(timing, Timing)]
     return len(timings) - len(taken), sum(bool(t.disturbed) for t in taken), sum(t.median for t in taken)
 
 
-def _rotated(names: List[str], by: int) -> List[str]:
+def _rotated(names: list[str], by: int) -> list[str]:
     by = by % len(names) if names else 0
     return names[by:] + names[:by]

@@ -7,7 +7,8 @@ and oneDNN state outside the allocator, fragmentation, other models in the proce
 size show more.
 """
 import os
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ def momentum_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def peak_memory_mb(call: Callable[[], Any], resident: int, device: Union[str, torch.device] = 'cpu') -> Optional[float]:
+def peak_memory_mb(call: Callable[[], Any], resident: int, device: str | torch.device = 'cpu') -> float | None:
     """Peak of one call in MB (1e6 bytes); None on a device that can't tell.
 
     On CUDA this resets torch's peak statistics, as mmengine's own logger does.

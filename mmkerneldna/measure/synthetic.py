@@ -1,5 +1,5 @@
 """Images and annotations made of noise, the same in every process, without touching the global random state."""
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 BOXES = 8
 
 
-def synthetic_images(batch: int, size: Tuple[int, int]) -> List[Tensor]:
+def synthetic_images(batch: int, size: tuple[int, int]) -> list[Tensor]:
     """``batch`` noise images, each (3, H, W) of uint8 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     return list(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator))
 
 
-def detection_batch(batch: int, size: Tuple[int, int], with_mask: bool) -> Dict[str, List[Any]]:
+def detection_batch(batch: int, size: tuple[int, int], with_mask: bool) -> dict[str, list[Any]]:
     """What mmdet's data loader yields: images, and samples with 8 boxes (and masks) of class 0 each.
 
     Args:
@@ -30,13 +30,13 @@ def detection_batch(batch: int, size: Tuple[int, int], with_mask: bool) -> Dict[
     return dict(inputs=synthetic_images(batch, size), data_samples=samples)
 
 
-def segmentation_batch(batch: int, size: Tuple[int, int]) -> Dict[str, List[Any]]:
+def segmentation_batch(batch: int, size: tuple[int, int]) -> dict[str, list[Any]]:
     """What mmseg's data loader yields: images, and samples whose pixels are all of class 0."""
     samples = [_segmentation_sample(size) for _ in range(batch)]
     return dict(inputs=synthetic_images(batch, size), data_samples=samples)
 
 
-def _detection_sample(index: int, size: Tuple[int, int], with_mask: bool) -> DetDataSample:
+def _detection_sample(index: int, size: tuple[int, int], with_mask: bool) -> DetDataSample:
     sample = DetDataSample(metainfo=dict(img_id=index, img_path='', ori_shape=size, img_shape=size,
                                          scale_factor=(1.0, 1.0), flip=False, flip_direction=None))
     boxes = _boxes(index, size)
@@ -48,7 +48,7 @@ def _detection_sample(index: int, size: Tuple[int, int], with_mask: bool) -> Det
     return sample
 
 
-def _boxes(seed: int, size: Tuple[int, int]) -> Tensor:
+def _boxes(seed: int, size: tuple[int, int]) -> Tensor:
     """(8, 4) boxes x1, y1, x2, y2 with sides of a tenth to a half of the image."""
     generator = torch.Generator().manual_seed(seed)
     extent = torch.tensor([size[1], size[0]], dtype=torch.float)
@@ -57,14 +57,14 @@ def _boxes(seed: int, size: Tuple[int, int]) -> Tensor:
     return torch.cat([corner, corner + sides], dim=1)
 
 
-def _box_masks(boxes: Tensor, size: Tuple[int, int]) -> np.ndarray:
+def _box_masks(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
     masks = np.zeros((len(boxes), *size), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().long().tolist()):
         mask[y1:y2 + 1, x1:x2 + 1] = 1
     return masks
 
 
-def _segmentation_sample(size: Tuple[int, int]) -> SegDataSample:
+def _segmentation_sample(size: tuple[int, int]) -> SegDataSample:
     sample = SegDataSample(metainfo=dict(img_path='', ori_shape=size, img_shape=size, pad_shape=size,
                                          scale_factor=(1.0, 1.0), flip=False, flip_direction=None))
     sample.gt_sem_seg = PixelData(data=torch.zeros(1, *size, dtype=torch.long))

@@ -2,9 +2,10 @@
 import csv
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -32,8 +33,8 @@ class Column:
     title: str
     digits: int = 2
     scale: float = 1
-    error: Optional[str] = None
-    doubt: Optional[str] = None
+    error: str | None = None
+    doubt: str | None = None
 
 
 def cell(row: Row, column: Column) -> str:
@@ -65,7 +66,7 @@ def _number(value: float, column: Column) -> str:
     return f'{value:.{column.digits}f}'
 
 
-def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> List[Column]:
+def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say in at least one row."""
     return [column for column in columns if any(cell(row, column) != MISSING for row in rows)]
 
@@ -101,14 +102,14 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
-def failure_notes(rows: Sequence[Row], keys: Sequence[str] = ('error', 'train_error')) -> List[str]:
+def failure_notes(rows: Sequence[Row], keys: Sequence[str] = ('error', 'train_error')) -> list[str]:
     """The failures in full, one line each: a cell has room for the name only."""
     notes = [f'{row["name"]} (batch {row["batch"]}, {row["height"]}x{row["width"]}): {row[key]}'
              for row in rows for key in keys if row.get(key)]
     return list(dict.fromkeys(notes))
 
 
-def doubt_notes(rows: Sequence[Row], columns: Sequence[Column]) -> List[str]:
+def doubt_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """The line that explains :data:`DOUBT`, where a cell of the table has it."""
     doubtful = any(cell(row, column).endswith(DOUBT) for row in rows for column in columns if column.doubt)
     return [f'{DOUBT} {DOUBT_MEANING}'] if doubtful else []

@@ -1,7 +1,7 @@
 """Measure a model in the middle of its training without leaving a trace."""
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import numpy as np
 import torch

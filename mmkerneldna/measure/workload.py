@@ -1,7 +1,8 @@
 """Turn a model and a stated workload into the call that is measured."""
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,11 @@ class Workload:
             (see :mod:`.fixed_proposals`); None: what the RPN finds. Other models have none.
     """
     batch: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
     device: str = 'cpu'
-    dtype: Optional[torch.dtype] = None
+    dtype: torch.dtype | None = None
     channels_last: bool = False
-    proposals: Optional[int] = None
+    proposals: int | None = None
 
     @property
     def precision(self) -> str:
@@ -42,7 +43,7 @@ class Workload:
         """Context of one forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(torch.device(self.device).type, self.dtype)
 
-    def proposals_of(self, model: nn.Module) -> Optional[int]:
+    def proposals_of(self, model: nn.Module) -> int | None:
         """The fixed number of proposals per image with which this model predicts, or None."""
         return self.proposals if has_proposals(model) else None
 
@@ -61,7 +62,7 @@ class Workload:
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
-def inference_call(model: nn.Module, workload: Workload, batch: Optional[dict] = None) -> Call:
+def inference_call(model: nn.Module, workload: Workload, batch: dict | None = None) -> Call:
     """What a user runs to get a result.
 
     A backbone: images on the device to features. A detector or segmenter: ``test_step``, that is ``uint8`` images on
@@ -142,7 +143,7 @@ def _train_at_stated_size(model: nn.Module, workload: Workload) -> None:
     model.data_preprocessor.size, model.data_preprocessor.size_divisor = workload.size, None
 
 
-def _make_batch(task: str, workload: Workload, with_mask: bool) -> Dict[str, List[Any]]:
+def _make_batch(task: str, workload: Workload, with_mask: bool) -> dict[str, list[Any]]:
     if task == 'detection':
         return detection_batch(workload.batch, workload.size, with_mask)
     return segmentation_batch(workload.batch, workload.size)
@@ -162,5 +163,5 @@ def _no_grad(model: nn.Module, workload: Workload, images: Tensor) -> Call:
     return call
 
 
-def _tensors(features) -> List[Tensor]:
+def _tensors(features) -> list[Tensor]:
     return [features] if isinstance(features, Tensor) else list(features)
