@@ -17,9 +17,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
@@ -42,8 +42,8 @@ class Variant:
     """
     name: str
     config: str
-    options: Tuple[str, ...] = ()
-    swap: Optional[str] = None
+    options: tuple[str, ...] = ()
+    swap: str | None = None
 
 
 def parse_variant(text: str, base: str) -> Variant:
@@ -78,7 +78,7 @@ def _full_key(option: str) -> str:
     return f'model.{option}' if part == 'backbone' or part == 'neck' or part.endswith('_head') else option
 
 
-def recipe_of(cfg: Config, seed: int, train_flags: Sequence[str]) -> Dict[str, object]:
+def recipe_of(cfg: Config, seed: int, train_flags: Sequence[str]) -> dict[str, object]:
     """What makes a run the same run: the config with all changes, by its digest, the seed and the training flags."""
     digest = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()
     return dict(config=digest, seed=seed, train_flags=list(train_flags))
@@ -98,8 +98,8 @@ class Run:
     variant: Variant
     seed: int
     work_dir: Path
-    recipe: Dict[str, object]
-    options: Tuple[str, ...]
+    recipe: dict[str, object]
+    options: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -213,7 +213,7 @@ def _locked(work_dir: Path):
 
     If this process is killed outright, the training it started goes on; a second one must not write to the same folder.
     """
-    lock = open(work_dir / 'lock', 'w')
+    lock = open(work_dir / 'lock', 'w')  # noqa: SIM115  (the caller closes it, that ends the lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,7 +223,7 @@ def _locked(work_dir: Path):
     return lock
 
 
-def variant_rows(rows: Sequence[Row], variants: Sequence[Variant]) -> List[Row]:
+def variant_rows(rows: Sequence[Row], variants: Sequence[Variant]) -> list[Row]:
     """One row per variant, in their order: mean and spread over seeds, and ``score_gain`` over the first variant.
 
     ``score_gain`` compares means; whether it is more than chance the spreads must tell.

@@ -1,5 +1,5 @@
 """Accuracy over cost: the front of the runs that no other run beats in both, and its plot."""
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from .scores import SCORES
 COSTS = (('latency_ms', 'latency (ms)'), ('unique_params_m', 'unique params (M)'))
 
 
-def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, score) that none other beats, by rising cost.
 
     A point is beaten by one that costs no more and scores no less, and differs in at least one of the two.
@@ -23,13 +23,13 @@ def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
     front, best = [], float('-inf')
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         cost, score = points[index]
-        if score > best or front and points[front[-1]] == (cost, score):
+        if score > best or (front and points[front[-1]] == (cost, score)):
             front.append(index)
             best = max(best, score)
     return front
 
 
-def pareto_figure(tables: Sequence[Tuple[str, Sequence[Row]]]) -> Optional[Figure]:
+def pareto_figure(tables: Sequence[tuple[str, Sequence[Row]]]) -> Figure | None:
     """One line of panels per task, one panel per cost; None if no run has both a score and a cost.
 
     The numbers at the points are those of the table's lines; bars are standard deviations over seeds. A hollow point is a
@@ -48,8 +48,8 @@ def pareto_figure(tables: Sequence[Tuple[str, Sequence[Row]]]) -> Optional[Figur
         for axis, (key, label) in zip(line, COSTS):
             _draw_panel(axis, rows, key)
             doubtful = key == 'latency_ms' and any(row.get('disturbed') for row in rows)
-            label += '; hollow: the machine was busy' if doubtful else ''
-            axis.set(xlabel=label, ylabel=_score_title(rows), title=task)
+            note = '; hollow: the machine was busy' if doubtful else ''
+            axis.set(xlabel=label + note, ylabel=_score_title(rows), title=task)
         line[-1].legend(loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     return figure
 

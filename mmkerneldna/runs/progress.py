@@ -4,7 +4,6 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -28,9 +27,9 @@ class Step:
     phase: str
     done: int
     total: int
-    loss: Optional[float] = None
+    loss: float | None = None
     score: str = ''
-    seconds_left: Optional[float] = None
+    seconds_left: float | None = None
 
     def facts(self) -> str:
         """Loss, score and time left, as far as they are known."""
@@ -39,7 +38,7 @@ class Step:
         return ', '.join(filter(None, parts))
 
 
-def read_event(line: str) -> Optional[Step]:
+def read_event(line: str) -> Step | None:
     """The step that an :class:`EventDisplay` wrote into a line of output; None for any other line."""
     return Step(**json.loads(line[len(EVENT):])) if line.startswith(EVENT) else None
 
@@ -60,7 +59,7 @@ class PlainDisplay:
             self._tenth, self._told = tenth, time.monotonic()
             self.say(f'  {step.phase} {step.done} of {step.total}, {step.facts()}')
 
-    def say(self, text: str, style: Optional[str] = None) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
         self.console.print(text, style=style, markup=False, highlight=False)
 
@@ -81,7 +80,7 @@ class LiveDisplay:
         self.bar.start()
         self.bar.update(self.task, completed=step.done, total=step.total, phase=step.phase, facts=step.facts())
 
-    def say(self, text: str, style: Optional[str] = None) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
         self.bar.console.print(text, style=style, markup=False, highlight=False)
 

@@ -2,15 +2,14 @@
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from rich.console import Console
 
 from ..measure.benchmark import COST_COLUMNS
-from ..measure.tables import (Column, cell, doubt_notes, filled_columns, markdown, rich_table, write_csv, write_json,
-                              write_text)
+from ..measure.tables import Column, cell, doubt_notes, filled_columns, markdown, rich_table, write_csv, write_json, write_text
 from .pareto import pareto_figure
 from .results import Row, sort_rows
 from .scores import SCORES
@@ -35,7 +34,7 @@ class Report:
         facts (list[str]): lines below the title, such as the environment.
     """
     title: str
-    tables: List[Tuple[str, List[Row]]]
+    tables: list[tuple[str, list[Row]]]
     facts: Sequence[str] = ()
 
 
@@ -57,7 +56,7 @@ def show_report(report: Report, console: Console) -> None:
         console.print(fact, highlight=False, markup=False)
 
 
-def score_columns() -> List[Column]:
+def score_columns() -> list[Column]:
     """The score of each metric, where it is from, and the best and last validation of the main ones."""
     columns = [Column(score.name, score.title, 1) for score in SCORES]
     for score in SCORES:
@@ -67,17 +66,17 @@ def score_columns() -> List[Column]:
     return [*columns, Column('score_from', 'score from'), Column('score_gain', 'gain', 2)]
 
 
-def terminal_columns(rows: Sequence[Row]) -> List[Column]:
+def terminal_columns(rows: Sequence[Row]) -> list[Column]:
     """Those that fit side by side in a terminal; the files have the rest."""
     return [column for column in report_columns(rows) if column.key not in IN_FILES_ONLY]
 
 
-def report_columns(rows: Sequence[Row]) -> List[Column]:
+def report_columns(rows: Sequence[Row]) -> list[Column]:
     """All columns that say something about these rows: accuracy next to cost."""
     return filled_columns([*LEAD_COLUMNS, *score_columns(), *COST_COLUMNS, *TAIL_COLUMNS], rows)
 
 
-def write_report(report: Report, out_dir: Path) -> Dict[str, Path]:
+def write_report(report: Report, out_dir: Path) -> dict[str, Path]:
     """Write ``report.html`` (self-contained), ``.md``, ``.csv``, ``.json``, and ``pareto.png`` if there is a plot.
 
     Returns:
@@ -113,7 +112,7 @@ def markdown_page(report: Report, with_plot: bool) -> str:
     return '\n\n'.join(filter(None, [*parts, '![accuracy over cost](pareto.png)' if with_plot else ''])) + '\n'
 
 
-def html_page(report: Report, png: Optional[bytes]) -> str:
+def html_page(report: Report, png: bytes | None) -> str:
     """One file: style, script and picture are in it, nothing is fetched. A click on a head sorts."""
     parts = [f'<h1>{html.escape(report.title)}</h1>']
     parts += [f'<p class="fact">{html.escape(fact)}</p>' for fact in report.facts]
@@ -123,7 +122,7 @@ def html_page(report: Report, png: Optional[bytes]) -> str:
     return _PAGE.format(title=html.escape(report.title), body='\n'.join(parts))
 
 
-def _html_plot(png: Optional[bytes]) -> str:
+def _html_plot(png: bytes | None) -> str:
     if png is None:
         return '<p>No run has both a score and a latency: nothing to plot.</p>'
     picture = base64.b64encode(png).decode()

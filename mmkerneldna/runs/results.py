@@ -7,8 +7,9 @@ A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a
 import json
 import re
 import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any
 
 from mmengine.config import Config
 
@@ -16,7 +17,7 @@ from ..errors import KernelDNAError
 from ..hooks.cost_hook import FILE_NAME, PREFIX
 from .scores import SCORES, Score, is_number
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 TIMESTAMP = re.compile(r'\d{8}_\d{6}(_.*)?$')
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
 
@@ -25,7 +26,7 @@ class NoRunsError(KernelDNAError, ValueError):
     """A folder that holds no run of mmengine."""
 
 
-def find_runs(root: Path) -> List[Path]:
+def find_runs(root: Path) -> list[Path]:
     """Work_dirs at or below ``root``: folders that hold a timestamp folder with logs.
 
     Raises:
@@ -43,7 +44,7 @@ def _has_logs(stamp: Path) -> bool:
     return (stamp / 'vis_data').is_dir() or (stamp / f'{stamp.name}.json').is_file()
 
 
-def collect_run(work_dir: Path, name: Optional[str] = None) -> Row:
+def collect_run(work_dir: Path, name: str | None = None) -> Row:
     """The row of one run.
 
     ``score`` is the test's, or the last validation's where no test was run (not the best validation's: chosen on the
@@ -69,7 +70,7 @@ def collect_run(work_dir: Path, name: Optional[str] = None) -> Row:
     return row
 
 
-def read_scalars(stamps: Sequence[Path]) -> Tuple[List[dict], int]:
+def read_scalars(stamps: Sequence[Path]) -> tuple[list[dict], int]:
     """Log records of all timestamps in order, and the number of lines that can't be read (a killed run's last).
 
     After a resume steps repeat; the later record wins.
@@ -87,7 +88,7 @@ def read_scalars(stamps: Sequence[Path]) -> Tuple[List[dict], int]:
     return list(records.values()), broken
 
 
-def _lines(path: Path) -> List[str]:
+def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
@@ -120,7 +121,7 @@ def _read_config(work_dir: Path, stamps: Sequence[Path]) -> Config:
     return Config()
 
 
-def _config_name(work_dir: Path) -> Optional[str]:
+def _config_name(work_dir: Path) -> str | None:
     """Of the config that the Runner dumped into the work_dir; the latest if there are several."""
     dumps = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     return dumps[-1].stem if dumps else None
@@ -132,7 +133,7 @@ def _config_cells(cfg: Config) -> Row:
                 backbone=backbone_label(model.get('backbone')), seed=(cfg.get('randomness') or {}).get('seed'))
 
 
-def backbone_label(cfg: Optional[dict]) -> Optional[str]:
+def backbone_label(cfg: dict | None) -> str | None:
     """``ResNet-18``, with the convolution where it is not the plain one: ``ResNet-18 ODConv2d``.
 
     Examples:
@@ -148,7 +149,7 @@ def backbone_label(cfg: Optional[dict]) -> Optional[str]:
     return str(cfg['type']) + (f'-{cfg["depth"]}' if 'depth' in cfg else '') + (f' {conv}' if conv else '')
 
 
-def _task_by_score(row: Row) -> Optional[str]:
+def _task_by_score(row: Row) -> str | None:
     metric = row.get('metric')
     return None if metric is None else 'segmentation' if metric in ('miou', 'macc', 'aacc') else 'detection'
 
@@ -169,12 +170,12 @@ def _score_cells(validations: Sequence[dict], test: dict) -> Row:
     return row
 
 
-def _reported(row: Row, score: Score) -> Tuple[Optional[float], str]:
+def _reported(row: Row, score: Score) -> tuple[float | None, str]:
     tested = row[f'{score.name}_test']
     return (tested, 'test') if tested is not None else (row[f'{score.name}_last'], 'last val')
 
 
-def _scaled(record: dict, score: Score) -> Optional[float]:
+def _scaled(record: dict, score: Score) -> float | None:
     value = record.get(score.key)
     return value * score.scale if is_number(value) else None
 
@@ -194,14 +195,14 @@ def _environment_cells(stamps: Sequence[Path]) -> Row:
     return {}
 
 
-def _checkpoint_step(work_dir: Path) -> Optional[int]:
+def _checkpoint_step(work_dir: Path) -> int | None:
     """12 if ``last_checkpoint`` names ``epoch_12.pth`` or ``iter_12.pth``."""
     path = work_dir / 'last_checkpoint'
     found = re.search(r'_(\d+)\.pth', path.read_text()) if path.is_file() else None
     return int(found.group(1)) if found else None
 
 
-def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[dict], saved: Optional[int]) -> Row:
+def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[dict], saved: int | None) -> Row:
     plan = cfg.get('train_cfg') or {}
     unit, planned = ('epoch', plan['max_epochs']) if plan.get('max_epochs') else ('iter', plan.get('max_iters'))
     trained = [r for r in records if not _is_validation(r)]
@@ -212,7 +213,7 @@ def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[
                 unit=unit if trained else None, train_iter_s=statistics.median(times) if times else None)
 
 
-def _note(row: Row, validations: Sequence[dict], test: dict, broken: int) -> Optional[str]:
+def _note(row: Row, validations: Sequence[dict], test: dict, broken: int) -> str | None:
     notes = []
     if row['planned'] and row['trained'] < row['planned']:
         notes.append(f'{row["unit"]} {row["trained"]} of {row["planned"]} done')
@@ -225,12 +226,12 @@ def _note(row: Row, validations: Sequence[dict], test: dict, broken: int) -> Opt
     return '; '.join(notes) or None
 
 
-def sort_rows(rows: Iterable[Row]) -> List[Row]:
+def sort_rows(rows: Iterable[Row]) -> list[Row]:
     """Best score first, rows without one last."""
     return sorted(rows, key=lambda row: (row.get('score') is None, -(row.get('score') or 0), row['name']))
 
 
-def group_rows(rows: Sequence[Row], group_of: Callable[[Row], str]) -> List[Row]:
+def group_rows(rows: Sequence[Row], group_of: Callable[[Row], str]) -> list[Row]:
     """One row per group of runs (seeds): means, and the sample standard deviation as ``<key>_std``.
 
     A mean is over the runs that have the number. ``runs`` counts all of them, ``scored`` those with a score. The spread
@@ -240,7 +241,7 @@ def group_rows(rows: Sequence[Row], group_of: Callable[[Row], str]) -> List[Row]
         rows: of :func:`collect_run`.
         group_of: name of the group a row belongs to.
     """
-    groups: Dict[str, List[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(group_of(row), []).append(row)
     return [_joined(name, members) for name, members in groups.items()]

@@ -1,8 +1,9 @@
 """The metrics that are reported, and how they are written."""
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Mapping
+from typing import Any
 
 
 @dataclass(frozen=True)

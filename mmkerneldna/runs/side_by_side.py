@@ -1,7 +1,7 @@
 """Cost of trained variants, measured in one process in turns, and its way into tables of runs."""
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
 
 from mmengine.config import Config
 from torch import nn
@@ -20,7 +20,7 @@ KEYS = (*(column.key for column in COST_COLUMNS), 'batch', 'height', 'width', 'd
 
 
 def measure(configs: Mapping[str, Config], runs: Sequence[Run], workload: Workload, repeats: int,
-            work_dir: Path) -> Dict[str, Row]:
+            work_dir: Path) -> dict[str, Row]:
     """Cost of each variant with the weights of its first seed; of one that was never trained, why there is none.
 
     Args:
@@ -33,7 +33,7 @@ def measure(configs: Mapping[str, Config], runs: Sequence[Run], workload: Worklo
     Returns:
         dict: rows of the benchmark by name.
     """
-    first: Dict[str, Run] = {}
+    first: dict[str, Run] = {}
     for run in runs:
         if run.finished:
             first.setdefault(run.variant.name, run)
@@ -43,7 +43,7 @@ def measure(configs: Mapping[str, Config], runs: Sequence[Run], workload: Worklo
     return {row['name']: row for row in rows}
 
 
-def trained_model(cfg: Config, run: Optional[Run]) -> nn.Module:
+def trained_model(cfg: Config, run: Run | None) -> nn.Module:
     """The model of a finished run with its weights.
 
     Raises:
@@ -57,7 +57,7 @@ def trained_model(cfg: Config, run: Optional[Run]) -> nn.Module:
     return model
 
 
-def interleaved_cost(run_dir: Path) -> Optional[Row]:
+def interleaved_cost(run_dir: Path) -> Row | None:
     """What :func:`measure` found for the variant of a run ``<comparison>/<variant>/seed_<n>``; None for any other run."""
     run_dir = Path(run_dir).resolve()
     path = run_dir.parent.parent / FILE_NAME
@@ -67,7 +67,7 @@ def interleaved_cost(run_dir: Path) -> Optional[Row]:
     return next((row for row in rows if row['name'] == run_dir.parent.name and row['latency_ms'] is not None), None)
 
 
-def with_cost(rows: Sequence[Row], costs: Mapping[str, Row]) -> List[Row]:
+def with_cost(rows: Sequence[Row], costs: Mapping[str, Row]) -> list[Row]:
     """Rows with the interleaved cost in place of what each run measured by itself."""
     return [replace_cost(row, costs.get(row['name'], {})) for row in rows]
 

@@ -1,10 +1,10 @@
 """A comparison as a whole: which runs, one after the other, then their cost in turns."""
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
@@ -40,7 +40,7 @@ class Study:
     seeds: Sequence[int] = (0, )
     options: Sequence[str] = ()
     train_flags: Sequence[str] = ()
-    lengths: Mapping[str, Optional[int]] = field(default_factory=dict)
+    lengths: Mapping[str, int | None] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     anew: bool = False
 
@@ -50,12 +50,12 @@ class Study:
             raise UsageError(f'two variants have one name ({", ".join(names)}); write NAME=CONFIG')
 
     @property
-    def flags(self) -> List[str]:
+    def flags(self) -> list[str]:
         """All flags of a training."""
         lengths = [(f'--{key.replace("_", "-")}', str(value)) for key, value in self.lengths.items() if value is not None]
         return [*self.train_flags, *(text for pair in lengths for text in pair)]
 
-    def configs(self) -> Dict[str, Config]:
+    def configs(self) -> dict[str, Config]:
         """The config of each variant with all its changes."""
         return {variant.name: self._resolved(variant) for variant in self.variants}
 
@@ -64,7 +64,7 @@ class Study:
         scale_schedule(cfg, **self.lengths)
         return cfg
 
-    def plan(self) -> Tuple[List[Run], Dict[str, Config]]:
+    def plan(self) -> tuple[list[Run], dict[str, Config]]:
         """All runs, seed by seed: a comparison that is stopped early has as many whole seeds as possible."""
         configs = self.configs()
         runs = [Run(variant, seed, self.work_dir / variant.name / f'seed_{seed}',
