@@ -1,7 +1,8 @@
 """Every score travels with its cost: a hook that puts the cost of the model into the metrics of each evaluation."""
 import logging
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -62,7 +63,7 @@ class CostHook(Hook):
     # Before RuntimeInfoHook (VERY_HIGH), which copies the metrics to the message hub where loggers find them.
     priority = 'HIGHEST'
 
-    def __init__(self, size: Optional[Tuple[int, int]] = None, batch: int = 1, repeats: int = 10,
+    def __init__(self, size: tuple[int, int] | None = None, batch: int = 1, repeats: int = 10,
                  warmup: int = 3, budget_s: float = 20.0) -> None:
         if batch < 1 or repeats < 1 or warmup < 0:
             raise ValueError(f'batch={batch} and repeats={repeats} must be at least 1, warmup={warmup} at least 0')
@@ -71,18 +72,18 @@ class CostHook(Hook):
         self.size = tuple(size) if size is not None else None
         self.batch = batch
         self.timing = dict(repeats=repeats, warmup=warmup, budget_s=budget_s)
-        self._static: Dict[tuple, Dict[str, float]] = {}  # what one model costs at any time
-        self._environment: Dict[str, str] = {}
+        self._static: dict[tuple, dict[str, float]] = {}  # what one model costs at any time
+        self._environment: dict[str, str] = {}
 
-    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Complete the metrics of a validation."""
         self._complete(runner, metrics, runner.val_loop)
 
-    def after_test_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Complete the metrics of a test."""
         self._complete(runner, metrics, runner.test_loop)
 
-    def _complete(self, runner: Runner, metrics: Optional[Dict[str, float]], loop) -> None:
+    def _complete(self, runner: Runner, metrics: dict[str, float] | None, loop) -> None:
         if metrics is None:
             return
         added = fill_empty_scores(metrics, loop.evaluator)
@@ -92,7 +93,7 @@ class CostHook(Hook):
         broadcast_object_list(shared)
         metrics.update(shared[0])
 
-    def _measure_or_warn(self, runner: Runner, loop) -> Dict[str, float]:
+    def _measure_or_warn(self, runner: Runner, loop) -> dict[str, float]:
         model = undistributed(runner.model)
         device = next(model.parameters()).device
         measured = attempt(lambda: self._measure(model, loop, str(device)), device)
@@ -118,7 +119,7 @@ class CostHook(Hook):
             print_log(f'{PREFIX}latency_ms is not what an idle machine would show: {timing.disturbed}', logger='current',
                       level=logging.WARNING)
 
-    def _measure(self, model: nn.Module, loop, device: str) -> Tuple[Timing, Dict[str, float]]:
+    def _measure(self, model: nn.Module, loop, device: str) -> tuple[Timing, dict[str, float]]:
         with undisturbed(model):
             data, views = self._batch(model, loop.dataloader.dataset)
             dtype = torch.get_autocast_dtype(torch.device(device).type) if loop.fp16 else None
@@ -126,7 +127,7 @@ class CostHook(Hook):
             timing = time_interleaved({'model': call}, device, **self.timing)['model']
             if isinstance(timing, Failure):
                 raise RuntimeError(str(timing))
-            cells: Dict[str, Any] = dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
+            cells: dict[str, Any] = dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
                                          throughput_img_s=timing.throughput(self.batch), repeats=timing.repeats,
                                          disturbed=bool(timing.disturbed))
             if (views, dtype) not in self._static:
@@ -135,7 +136,7 @@ class CostHook(Hook):
         # All float: mmengine's JSON of a test drops integers.
         return timing, {PREFIX + key: float(value) for key, value in cells.items()}
 
-    def _batch(self, model: nn.Module, dataset) -> Tuple[Optional[dict], Tuple[Tuple[int, int], ...]]:
+    def _batch(self, model: nn.Module, dataset) -> tuple[dict | None, tuple[tuple[int, int], ...]]:
         """What the data loader would yield, and H, W of every view of an image."""
         if self.size is not None and not augments(model):
             return None, (self.size, )
@@ -147,11 +148,11 @@ class CostHook(Hook):
         return data, tuple(tuple(view.shape[-2:]) for view in sample['inputs'])
 
 
-def _size_cells(model: nn.Module, views: Tuple[Tuple[int, int], ...]) -> Dict[str, float]:
+def _size_cells(model: nn.Module, views: tuple[tuple[int, int], ...]) -> dict[str, float]:
     """GMACs of all views, and parameters. What can't be counted is left out, and said."""
     # A deployed model's kernels are inside compiled functions: count on the one it was made from.
     counted, = getattr(model, 'deployed_from', (model, ))
-    rows = [attempt(lambda: complexity_row(counted, size)) for size in dict.fromkeys(views)]
+    rows = [attempt(partial(complexity_row, counted, size)) for size in dict.fromkeys(views)]
     for row in rows:
         if isinstance(row, Failure):
             print_log(f'GMACs can not be counted, {row}', logger='current', level=logging.WARNING)
@@ -160,6 +161,6 @@ def _size_cells(model: nn.Module, views: Tuple[Tuple[int, int], ...]) -> Dict[st
     return {**rows[0], 'gmacs': sum(known[size]['gmacs'] for size in views)}
 
 
-def _memory_cells(call: Call, model: nn.Module, device: str) -> Dict[str, float]:
+def _memory_cells(call: Call, model: nn.Module, device: str) -> dict[str, float]:
     peak = attempt(lambda: peak_memory_mb(call, weight_bytes(model), device), device)
     return {} if peak is None or isinstance(peak, Failure) else dict(peak_memory_mb=peak)

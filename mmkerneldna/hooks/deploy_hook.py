@@ -1,5 +1,4 @@
 """Test the deployed model in the place of the trained one."""
-from typing import Union
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -17,7 +16,7 @@ class DeployHook(Hook):
         compile, cuda_graph: as in :func:`mmkerneldna.deploy.deploy`.
     """
 
-    def __init__(self, compile: Union[bool, str] = False, cuda_graph: Union[bool, int] = False) -> None:
+    def __init__(self, compile: bool | str = False, cuda_graph: bool | int = False) -> None:
         self.options = dict(compile=compile, cuda_graph=cuda_graph)
 
     def before_test(self, runner: Runner) -> None:

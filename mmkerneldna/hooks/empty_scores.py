@@ -1,5 +1,5 @@
 """A detector that finds nothing at all has scores too: zero."""
-from typing import Any, Dict
+from typing import Any
 
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
@@ -7,7 +7,7 @@ from mmengine.evaluator import Evaluator
 COCO_SCORES = ('mAP', 'mAP_50', 'mAP_75')
 
 
-def fill_empty_scores(metrics: Dict[str, Any], evaluator: Evaluator) -> Dict[str, Any]:
+def fill_empty_scores(metrics: dict[str, Any], evaluator: Evaluator) -> dict[str, Any]:
     """Give the AP 0 where mmdet's ``CocoMetric`` leaves its scores out.
 
     Without a single detection ``CocoMetric`` returns no metrics, and ``save_best='coco/bbox_mAP'`` then ends the

@@ -1,6 +1,6 @@
 """A hook that tells a display where a run is."""
 import time
-from typing import Any, Optional
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -26,14 +26,14 @@ class ProgressHook(Hook):
         self.display = display
         self._score = ''
         self._began = 0.0
-        self._first: Optional[int] = None
+        self._first: int | None = None
 
     def before_train(self, runner: Runner) -> None:
         """A resumed run begins in the middle."""
         self._began, self._first = time.monotonic(), runner.iter
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+                         outputs: dict | None = None) -> None:
         """One more training iteration; time spent in evaluations counts."""
         history = runner.message_hub.log_scalars.get('train/loss')
         loss = None if history is None else float(history.mean(10))
@@ -53,12 +53,12 @@ class ProgressHook(Hook):
         """One more batch tested."""
         self._evaluation_step('test', batch_idx + 1, len(runner.test_dataloader))
 
-    def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Say the scores of a validation, and when in the training they were."""
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._say(f'epoch {runner.epoch}' if by_epoch else f'iteration {runner.iter}', metrics)
 
-    def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Say the scores of a test."""
         self._say('test', metrics)
 
@@ -66,11 +66,11 @@ class ProgressHook(Hook):
         seconds = (time.monotonic() - self._evaluation_began) / done * (total - done)
         self.display.step(Step(phase, done, total, None, self._score, seconds))
 
-    def _step(self, phase: str, done: int, total: int, first: int, loss: Optional[float]) -> None:
+    def _step(self, phase: str, done: int, total: int, first: int, loss: float | None) -> None:
         seconds = (time.monotonic() - self._began) / (done - first) * (total - done)
         self.display.step(Step(phase, done, total, loss, self._score, seconds))
 
-    def _say(self, where: str, metrics: Optional[dict]) -> None:
+    def _say(self, where: str, metrics: dict | None) -> None:
         metrics = metrics or {}
         self._score = describe_scores(metrics)
         latency = metrics.get('cost/latency_ms')

@@ -1,6 +1,5 @@
 """Temperature schedule of dynamic convolutions."""
 import math
-from typing import List, Optional, Tuple
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -12,7 +11,7 @@ SCHEDULES = dict(linear=lambda t: t, cosine=lambda t: (1 - math.cos(math.pi * t)
 WARMUP_PART, MAX_WARMUP = 1 / 3, 16000  # of a run; the latter in iterations, where the run is counted in them
 
 
-def layers_with_temperature(module: nn.Module) -> List[nn.Module]:
+def layers_with_temperature(module: nn.Module) -> list[nn.Module]:
     """The convolutions whose attention has a temperature: modules with a kernel size and a float ``temperature``."""
     return [m for m in module.modules() if hasattr(m, 'kernel_size') and isinstance(getattr(m, 'temperature', None), float)]
 
@@ -46,9 +45,9 @@ class TemperatureHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self,
-                 start: Optional[float] = None,
-                 end: Optional[float] = None,
-                 length: Optional[int] = None,
+                 start: float | None = None,
+                 end: float | None = None,
+                 length: int | None = None,
                  by_epoch: bool = True,
                  schedule: str = 'linear') -> None:
         if schedule not in SCHEDULES:
@@ -91,7 +90,7 @@ class TemperatureHook(Hook):
         return self._layers[0][0].temperature
 
 
-def _own_schedule(layer: nn.Module) -> Tuple[float, float]:
+def _own_schedule(layer: nn.Module) -> tuple[float, float]:
     schedule = getattr(layer, 'temperature_schedule', None)
     if schedule is None:
         raise ValueError(f'{type(layer).__name__} has a temperature and no temperature_schedule: give '
