@@ -2,7 +2,7 @@
 
 KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
 """
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmdet.models.backbones.mobilenet_v2 import MobileNetV2
 from mmengine.registry import MODELS
@@ -42,14 +42,14 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
 
     def __init__(self,
                  widen_factor: float = 1.0,
-                 sharing: Optional[PlanLike] = 'default',
-                 gate_cfg: Optional[dict] = None,
-                 residual_rank: Optional[int] = None,
-                 spatial_scale: Optional[bool] = None,
+                 sharing: PlanLike | None = 'default',
+                 gate_cfg: dict | None = None,
+                 residual_rank: int | None = None,
+                 spatial_scale: bool | None = None,
                  freeze_adapters: bool = False,
                  allow_frozen_parent: bool = False,
-                 strides: Optional[Sequence[int]] = None,
-                 dilations: Optional[Sequence[int]] = None,
+                 strides: Sequence[int] | None = None,
+                 dilations: Sequence[int] | None = None,
                  **kwargs) -> None:
         if strides is not None:
             # Read by the upstream constructor, hence before it.

@@ -2,7 +2,6 @@
 
 KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
 """
-from typing import Optional
 
 from mmengine.registry import MODELS
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
@@ -56,13 +55,13 @@ class KDNAResNet(SharedKernelBackbone, ResNet):
 
     def __init__(self,
                  depth: int,
-                 sharing: Optional[PlanLike] = 'default',
-                 gate_cfg: Optional[dict] = None,
-                 residual_rank: Optional[int] = None,
-                 spatial_scale: Optional[bool] = None,
+                 sharing: PlanLike | None = 'default',
+                 gate_cfg: dict | None = None,
+                 residual_rank: int | None = None,
+                 spatial_scale: bool | None = None,
                  freeze_adapters: bool = False,
                  allow_frozen_parent: bool = False,
-                 stem_channels: Optional[int] = None,
+                 stem_channels: int | None = None,
                  base_channels: int = 64,
                  norm_eval: bool = True,
                  **kwargs) -> None:

@@ -1,5 +1,5 @@
 """Freezing in a net whose kernels are shared: stages freeze, adapters don't, and a kernel follows its owner."""
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from ..layers import ChildConv2d
 from ..sharing import SharingPlan, SharingPlanError, share_kernels
 
 
-def child_convs(module: nn.Module) -> Iterator[Tuple[str, ChildConv2d]]:
+def child_convs(module: nn.Module) -> Iterator[tuple[str, ChildConv2d]]:
     """(path, child conv) of every child in ``module``."""
     return ((path, m) for path, m in module.named_modules() if isinstance(m, ChildConv2d))
 
@@ -36,7 +36,7 @@ def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: boo
     gone), and gates and modulations of frozen stages stay
     trainable (gate norms in training mode too, unless ``norm_eval``) unless ``freeze_adapters``.
     """
-    stages: Dict[int, str] = {id(m): path.split('.')[0] for path, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    stages: dict[int, str] = {id(m): path.split('.')[0] for path, m in module.named_modules() if isinstance(m, nn.Conv2d)}
     for path, child in child_convs(module):
         if path.split('.')[0] not in frozen:
             continue
@@ -53,7 +53,7 @@ class SharedKernelBackbone:
 
     freeze_adapters = False
 
-    def _share(self, plan: Optional[SharingPlan], freeze_adapters: bool, allow_frozen_parent: bool, **options) -> None:
+    def _share(self, plan: SharingPlan | None, freeze_adapters: bool, allow_frozen_parent: bool, **options) -> None:
         """Apply ``plan``, None for none, with the options of :func:`mmkerneldna.sharing.share_kernels`, and freeze again what
         upstream's constructor froze before."""
         self.freeze_adapters = freeze_adapters
@@ -63,7 +63,7 @@ class SharedKernelBackbone:
             share_kernels(self, plan, **options)
         self._freeze_stages()
 
-    def _frozen_names(self) -> List[str]:
+    def _frozen_names(self) -> list[str]:
         return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
 
     def _freeze_stages(self) -> None:
