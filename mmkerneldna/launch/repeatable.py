@@ -5,9 +5,8 @@ samplers of RoIs draw other numbers after a resume. Here every draw depends on (
 draws for a sample on the sample's place in the data order, what the model draws on the iteration. So the number of
 workers doesn't matter either.
 """
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
 from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
@@ -50,7 +49,7 @@ class PlacedSampler(Sampler):
         seed (int, optional): of the run; mmengine passes it.
     """
 
-    def __init__(self, dataset, sampler: dict, seed: Optional[int] = None) -> None:
+    def __init__(self, dataset, sampler: dict, seed: int | None = None) -> None:
         self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.dataset = dataset
         self.epoch, self._skipped = 0, 0
