@@ -25,17 +25,33 @@ import _before_imports  # noqa: F401  (before torch)
 import torch
 from mmengine.config import DictAction
 
+from mmkerneldna import launch
 from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
-from mmkerneldna import launch
-from mmkerneldna.launch.arguments import (add_deploy_arguments, add_device_argument, add_variant_argument,
-                                          add_verbose_argument, deploy_options, image_size, number)
 from mmkerneldna.errors import UsageError, one_line_errors
+from mmkerneldna.launch.arguments import (
+    add_deploy_arguments,
+    add_device_argument,
+    add_variant_argument,
+    add_verbose_argument,
+    deploy_options,
+    image_size,
+    number,
+)
 from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config
-from mmkerneldna.measure.tables import (Column, doubt_notes, failure_notes, markdown, rich_table, wide_console, write_csv,
-                                        write_json, write_text)
+from mmkerneldna.measure.tables import (
+    Column,
+    doubt_notes,
+    failure_notes,
+    markdown,
+    rich_table,
+    wide_console,
+    write_csv,
+    write_json,
+    write_text,
+)
 from mmkerneldna.measure.workload import Workload
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -12,7 +12,7 @@ Weights are random. So that Faster R-CNNs do equal work end to end, the values o
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
 """
 import argparse
-from typing import Callable, Dict, List
+from collections.abc import Callable
 
 import _before_imports  # noqa: F401  (before torch)
 import numpy as np
@@ -65,7 +65,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def measure(calls: Dict[str, Callable], args) -> Dict[str, List[Sample]]:
+def measure(calls: dict[str, Callable], args) -> dict[str, list[Sample]]:
     """Samples of each call, one per round.
 
     Raises:
@@ -78,7 +78,7 @@ def measure(calls: Dict[str, Callable], args) -> Dict[str, List[Sample]]:
     return taken
 
 
-def show(title: str, taken: Dict[str, List[Sample]], baselines: Dict[str, List[str]], args) -> None:
+def show(title: str, taken: dict[str, list[Sample]], baselines: dict[str, list[str]], args) -> None:
     """One line per call; ``baselines`` names, per call, what its ratios refer to."""
     table = Table(title=title, title_justify='left')
     for column in ('call', 'median ms', 'p90 ms', 'min ms', 'ratios: median within a round (of minima)'):

@@ -6,7 +6,7 @@ The rules of ``select_per_sample`` are read off this table.
     python tools/benchmark_per_sample.py --batches 2 --scale 3  # three times the side: a detector's feature maps
 """
 import argparse
-from typing import Callable, Dict
+from collections.abc import Callable
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_case(shape, batch: int, args: argparse.Namespace) -> Dict[str, torch.Tensor]:
+def make_case(shape, batch: int, args: argparse.Namespace) -> dict[str, torch.Tensor]:
     in_channels, out_channels, kernel, _, groups, side = shape
     side = max(1, round(side * args.scale))
     x = torch.randn(batch, in_channels, side, side, device=args.device, requires_grad=args.backward)

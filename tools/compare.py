@@ -18,8 +18,14 @@ import _before_imports  # noqa: F401  (before torch)
 
 from mmkerneldna import launch
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import (add_device_argument, add_length_arguments, add_verbose_argument, image_size,
-                                          number, seed)
+from mmkerneldna.launch.arguments import (
+    add_device_argument,
+    add_length_arguments,
+    add_verbose_argument,
+    image_size,
+    number,
+    seed,
+)
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config

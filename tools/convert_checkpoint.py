@@ -17,10 +17,10 @@ from functools import partial
 import _before_imports  # noqa: F401  (before torch)
 import torch
 
-from mmkerneldna.launch.arguments import add_verbose_argument
 from mmkerneldna.checkpoints import convert_dcd, convert_fdconv, convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
 from mmkerneldna.errors import one_line_errors
+from mmkerneldna.launch.arguments import add_verbose_argument
 
 CONVERTERS = {
     'kdna-resnet18': partial(convert_official, arch='resnet18'),

@@ -156,11 +156,11 @@ def table_rows(args):
             start = time.monotonic()
             try:
                 method = Method(cfg) if isinstance(cfg, Config) else None
-                row.update(cells=dict.fromkeys(args.variants, dict(reason=cfg)) if method is None else
+                row.update(cells={variant: dict(reason=cfg) for variant in args.variants} if method is None else
                            method_cells(method, args, cells), backbone=method.kind if method else '-')
             except Exception as error:
                 reason = f'the static net does not run here: {type(error).__name__}: {" ".join(str(error).split())[:200]}'
-                row['cells'] = dict.fromkeys(args.variants, dict(reason=reason))
+                row['cells'] = {variant: dict(reason=reason) for variant in args.variants}
             rows.append(row)
             print(f'{package}/{folder.name}: {row["backbone"]}, {time.monotonic() - start:.0f} s: '
                   f'{", ".join(f"{key} {short(cell)}" for key, cell in row["cells"].items())}', flush=True)

@@ -8,11 +8,10 @@ Weights alone take seconds. Unlabelled images (--images a folder, --data the con
 back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. Beside FILE.pth lie FILE.py,
 the config that train.py and test.py take with it, and the report: FILE.txt, FILE.json and FILE.png.
 """
-import _before_imports  # noqa: F401  # isort: split
-
 import argparse
 from pathlib import Path
 
+import _before_imports  # noqa: F401  (before torch)
 import torch
 from mmengine.config import DictAction
 
@@ -38,8 +37,10 @@ def parse_args():
     images.add_argument('--images', metavar='DIR', help='a folder of images, without labels')
     images.add_argument('--data', action='store_true', help="the config's training set; its labels are not used")
     parser.add_argument('--steps', type=number(0), default=0, help='of reconstruction, a batch each (default: 0)')
-    parser.add_argument('--batch', type=number(1), help="images per batch (default: 8 of a folder, the data loader's with --data)")
-    parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images')
+    parser.add_argument('--batch', type=number(1),
+                        help="images per batch (default: 8 of a folder, the data loader's with --data)")
+    parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'),
+                        help='of the crops of --images')
     parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent,... pairs, JSON or a .json file')
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
@@ -102,7 +102,7 @@ def check_mmcv_ops(dependencies) -> Finding:
     return Finding('mmcv._ext', 'loads')
 
 
-def check_cuda(dependencies) -> List[Finding]:
+def check_cuda(dependencies) -> list[Finding]:
     """Whether torch sees a GPU and mmcv has kernels for it. A machine without a GPU is all right."""
     torch = importlib.import_module('torch')
     nvcc = _nvcc_version()
@@ -141,7 +141,7 @@ def check_import() -> Finding:
     return Finding('mmkerneldna', package.__version__)
 
 
-def examine() -> List[Finding]:
+def examine() -> list[Finding]:
     """All findings; what builds on a broken part is left out."""
     dependencies = load_dependencies()
     findings = [check_python()]
@@ -160,7 +160,7 @@ def _nvcc_version() -> str:
     nvcc = shutil.which('nvcc')
     if not nvcc:
         return ''
-    lines = subprocess.run([nvcc, '--version'], capture_output=True, text=True, timeout=30).stdout.splitlines()
+    lines = subprocess.run([nvcc, '--version'], capture_output=True, text=True, timeout=30, check=False).stdout.splitlines()
     return next((line.split('release')[-1].split(',')[0].strip() for line in lines if 'release' in line), nvcc)
 
 
@@ -168,7 +168,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def show(findings: List[Finding]) -> None:
+def show(findings: list[Finding]) -> None:
     """A table; plain text where rich is missing."""
     try:
         from rich.console import Console

@@ -12,9 +12,9 @@ import _before_imports  # noqa: F401  (before torch)
 from rich.console import Console
 from rich.progress import track
 
-from mmkerneldna.launch.arguments import add_verbose_argument
 from mmkerneldna.datasets import describe_shapes, generate_shapes
 from mmkerneldna.errors import one_line_errors
+from mmkerneldna.launch.arguments import add_verbose_argument
 
 console = Console()
 
