@@ -5,8 +5,19 @@ from ._quiet import quiet_imports
 with quiet_imports():
     check_dependencies()
 
-    from . import _config_scopes  # noqa: F401  (before any config names mmseg:: or mmkerneldna::)
-    from . import layers, sharing, backbones, checkpoints, datasets, deploy, derive, distill, hooks, launch  # noqa: F401
+    from . import (  # noqa: F401
+        _config_scopes,
+        backbones,
+        checkpoints,
+        datasets,
+        deploy,
+        derive,
+        distill,
+        hooks,
+        launch,
+        layers,
+        sharing,
+    )
 from .version import __version__
 
 __all__ = ['DependencyError', '__version__']

@@ -8,7 +8,6 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Dict
 
 #: import name -> distribution, of the packages that are checked
 MODULES = {'torch': 'torch', 'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
@@ -19,7 +18,7 @@ class DependencyError(ImportError):
     """A package mmkerneldna needs is missing, too old or too new."""
 
 
-def requirements() -> Dict[str, str]:
+def requirements() -> dict[str, str]:
     """Distribution -> what mmkerneldna asks of it, e.g. ``{'torch': 'torch<3,>=2.4', ...}``."""
     try:
         lines = metadata.requires('mmkerneldna') or []

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from typing import Iterator
+from collections.abc import Iterator
 
 PRINTS = re.compile(r'Could not import OneDL')
 WARNINGS = [

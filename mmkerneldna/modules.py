@@ -1,5 +1,4 @@
 """Module surgery and counting, for every part of the package that takes a net apart."""
-from typing import List, Tuple
 
 from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
 from torch import nn
@@ -7,7 +6,7 @@ from torch import nn
 # Types, not isinstance: a subclass with a forward of its own (deformable, weight-standardised, dynamic, child) is more.
 PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
 
-Slot = Tuple[nn.Module, str, nn.Module]
+Slot = tuple[nn.Module, str, nn.Module]
 
 
 def is_plain_conv(module: nn.Module) -> bool:
@@ -15,7 +14,7 @@ def is_plain_conv(module: nn.Module) -> bool:
     return type(module) in PLAIN_CONVS
 
 
-def slots(module: nn.Module) -> List[Slot]:
+def slots(module: nn.Module) -> list[Slot]:
     """(owner, attribute, submodule) of every place where a submodule hangs; a shared one appears once per place."""
     return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items()
             if child is not None]

@@ -7,8 +7,9 @@ A variant is a layer and its settings. What else belongs to it stands with the l
 replaced (``paper_patterns``), the temperature it is trained with (``temperature_schedule``), its loss.
 """
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any
 
 from .errors import UsageError
 
@@ -27,10 +28,10 @@ class Variant:
             convolutions to take there.
     """
     summary: str
-    conv: Optional[Options] = None
+    conv: Options | None = None
     nets: Mapping[str, Options] = field(default_factory=dict)
 
-    def settings(self, nets: Sequence[str]) -> Dict[str, Any]:
+    def settings(self, nets: Sequence[str]) -> dict[str, Any]:
         """Config of the layer, with ``include`` where the table states patterns, for a net of these names.
 
         Args:
@@ -43,7 +44,7 @@ class Variant:
 # MobileNetV2 has no FDConv in the paper; here its 1x1 convs are swapped (mmdet's names, then mmseg's).
 _POINTWISE = [r're:layer\d\.\d+\.(expand_conv|linear_conv)\.conv|layer[2-7]\.\d+\.conv\.[02]\.conv']
 
-VARIANTS: Dict[str, Variant] = {
+VARIANTS: dict[str, Variant] = {
     'static': Variant('the net as it is'),
     'kdna': Variant('KernelDNA (Huang et al., 2025)'),
     'se': Variant("KernelDNA's input gate on static kernels", dict(type='SEConv2d')),
@@ -62,7 +63,7 @@ VARIANTS: Dict[str, Variant] = {
 }
 
 #: The variants that put another layer in the place of a convolution.
-RIVALS: List[str] = [name for name, variant in VARIANTS.items() if variant.conv is not None]
+RIVALS: list[str] = [name for name, variant in VARIANTS.items() if variant.conv is not None]
 
 
 def get_variant(name: str) -> Variant:
