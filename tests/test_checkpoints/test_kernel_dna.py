@@ -163,7 +163,7 @@ def mobilenet_v2(net, x, channels=(32, 16, 24, 32, 64, 96, 160, 320)):
 CASES = {
     'resnet18': (resnet18, lambda: KDNAResNet(18)),
     'resnet50': (resnet50, lambda: KDNAResNet(50)),
-    'mobilenet_v2': (mobilenet_v2, lambda: KDNAMobileNetV2()),
+    'mobilenet_v2': (mobilenet_v2, KDNAMobileNetV2),
     'mobilenet_v2_0.5': (lambda net, x: mobilenet_v2(net, x, (16, 8, 16, 16, 32, 48, 80, 160)),
                          lambda: KDNAMobileNetV2(0.5)),
 }
@@ -193,7 +193,7 @@ def test_nesting_prefix_and_classifier(case):
 
 
 def test_what_is_no_such_checkpoint_is_refused(case):
-    arch, state, _, _, build = case
+    arch, state, *_ = case
     with pytest.raises(ValueError, match='keys do not belong to it .*surprise'):
         convert_official({**state, 'surprise.weight': torch.zeros(1)}, arch)
     with pytest.raises(ValueError, match=r'1 layers are missing \((features.18.0|layer1)'):

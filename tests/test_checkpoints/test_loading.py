@@ -1,6 +1,7 @@
 import os
 import pickle
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class GetattrPayload:
 
 
 def net(*widths):
-    return nn.Sequential(*[nn.Conv2d(i, o, 1) for i, o in zip(widths, widths[1:])])
+    return nn.Sequential(*[nn.Conv2d(i, o, 1) for i, o in pairwise(widths)])
 
 
 def test_reads_what_mmengine_stores(tmp_path):

@@ -1,6 +1,6 @@
 """Every config builds its model, which predicts at a small size; every variant fits every net that the configs have."""
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkerneldna.launch.config import unsync_batch_norm
 from mmkerneldna.launch.variant import find_change, use_variant
-from mmkerneldna.layers import (ChildConv2d, CondConv2d, DCDConv2d, DyConv2d, FDConv2d, KWConv2d, MoEConv2d, ODConv2d,
-                                SEConv2d)
+from mmkerneldna.layers import ChildConv2d, CondConv2d, DCDConv2d, DyConv2d, FDConv2d, KWConv2d, MoEConv2d, ODConv2d, SEConv2d
 from mmkerneldna.variants import RIVALS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +25,7 @@ TRAINED = [name for name in CONFIGS if '_kdna-r18' in name]
 SIDE = 64
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(name):
     return Config.fromfile(ROOT / name)
 
@@ -50,7 +49,7 @@ def batch(cfg):
     """Two images, as the model's data_preprocessor takes them."""
     if cfg.default_scope == 'mmdet':
         return demo_mm_inputs(2, [[3, SIDE, SIDE]] * 2, num_classes=2, with_mask=True)
-    meta = {key: (SIDE, SIDE) for key in ('img_shape', 'ori_shape', 'pad_shape')}
+    meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (SIDE, SIDE))
     labels = torch.randint(0, 2, (1, SIDE, SIDE))
     samples = [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)) for _ in range(2)]
     images = [torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8) for _ in range(2)]
@@ -108,7 +107,7 @@ PROMISES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def static_shapes(net):
     cfg = load(NETS[net])
     static = build(Config(dict(model=dict(cfg.model.backbone, init_cfg=None))).pretty_text, cfg.default_scope)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmkerneldna.datasets import DataError, ShapesSpec, check_data, generate_shapes, override_data_root
-from mmkerneldna.datasets import image_checks
+from mmkerneldna.datasets import DataError, ShapesSpec, check_data, generate_shapes, image_checks, override_data_root
 from mmkerneldna.datasets.image_checks import listing, read_image, spread
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

@@ -46,7 +46,7 @@ def test_images_fit_their_annotations(root):
         for image in json.loads((root / f'annotations/instances_{split}.json').read_text())['images']:
             pixels = cv2.imread(str(root / 'images' / split / image['file_name']))
             assert pixels.shape == (image['height'], image['width'], 3)
-            assert 100 <= min(pixels.shape[:2]) and max(pixels.shape[:2]) <= 150
+            assert min(pixels.shape[:2]) >= 100 and max(pixels.shape[:2]) <= 150
 
 
 def test_same_seed_is_byte_identical_and_another_seed_is_not(root, tmp_path):

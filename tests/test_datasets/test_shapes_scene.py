@@ -8,8 +8,7 @@ from shapely.geometry import Polygon
 
 from mmkerneldna.datasets.mask_polygons import mask_to_polygons
 from mmkerneldna.datasets.shapes_art import CLASSES, LOYALTY, OUTLINES
-from mmkerneldna.datasets.shapes_scene import (CASES, MIN_VISIBLE, OCCLUDED_RANGE, TINY_RADIUS, TRUNCATED_RANGE,
-                                               draw_scene)
+from mmkerneldna.datasets.shapes_scene import CASES, MIN_VISIBLE, OCCLUDED_RANGE, TINY_RADIUS, TRUNCATED_RANGE, draw_scene
 
 
 def rasterise(polygons, height, width):

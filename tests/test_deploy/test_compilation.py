@@ -9,11 +9,11 @@ from torch import nn
 
 import mmkerneldna  # noqa: F401
 from mmkerneldna.deploy import compilation, deploy
-from mmkerneldna.hooks import DeployHook
 from mmkerneldna.deploy.compilation import WithFallback
 from mmkerneldna.deploy.cuda_graphs import graphed
 from mmkerneldna.deploy.regions import regions
 from mmkerneldna.deploy.size_cache import Captured, SizeCache, input_key
+from mmkerneldna.hooks import DeployHook
 from mmkerneldna.sharing import share_kernels
 
 

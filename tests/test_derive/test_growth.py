@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.derive.dense import block_of
 from mmkerneldna.derive.growth import Stack, approximated, free_parents, place_identities, source_blocks
-from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.sharing.paper_plans import TABLES
 
 

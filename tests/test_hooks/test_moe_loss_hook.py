@@ -105,7 +105,7 @@ CASES = [
 @pytest.mark.parametrize('build, make', CASES)
 def test_loss_is_trained_and_logged(tmp_path, build, make):
     model = build()
-    runner, lines = train(tmp_path, model, make, batch_size=2, weight=0.5)
+    _, lines = train(tmp_path, model, make, batch_size=2, weight=0.5)
     losses = [line for line in lines if 'loss_moe_balance' in line]
     assert len(losses) == 1
     layers = sum(isinstance(m, MoEConv2d) for m in model.modules())
@@ -122,7 +122,7 @@ def test_loss_is_trained_and_logged(tmp_path, build, make):
 @pytest.mark.parametrize('with_cp', [False, True])
 @pytest.mark.parametrize('build, make', CASES[::2])
 def test_gradients_reach_every_gate(build, make, with_cp):
-    losses, gradients = gate_gradients(build(with_cp=with_cp), make(), MoELossHook())
+    _, gradients = gate_gradients(build(with_cp=with_cp), make(), MoELossHook())
     assert len(gradients) == 8
     assert all(g is not None and torch.isfinite(g).all() and g.any() for g in gradients)
 

@@ -9,8 +9,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmkerneldna.launch.schedules import check_schedules
 from mmkerneldna.errors import UsageError
+from mmkerneldna.launch.schedules import check_schedules
 
 EPOCH_LENGTH = 4
 names = itertools.count()

@@ -32,8 +32,7 @@ def learning_rates(cfg, epochs, epoch_length):
     """What mmengine applies in each iteration of an epoch-based run."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     wrapper, schedulers = OptimWrapper(optimizer), []
-    for settings in cfg.param_scheduler:
-        settings = dict(settings)
+    for settings in map(dict, cfg.param_scheduler):
         iterations = settings.pop('convert_to_iter_based', False)
         kind = PARAM_SCHEDULERS.get(settings.pop('type'))
         make = kind.build_iter_from_epoch if iterations else kind

@@ -1,5 +1,5 @@
 """Random convolution shapes and the comparison with a reference, shared by the tests of the dynamic layers."""
-from typing import Callable, Dict
+from collections.abc import Callable
 
 import torch
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 @st.composite
-def conv_cases(draw, groups=('1', '2', 'depthwise')) -> Dict:
+def conv_cases(draw, groups=('1', '2', 'depthwise')) -> dict:
     """A layer's Conv2d arguments plus the shape of an input it can take."""
     group_kind = draw(st.sampled_from(groups))
     in_channels = draw(st.sampled_from([4, 8]))
@@ -65,7 +65,7 @@ def naive_conv(layer: nn.Module, sample: Tensor, kernel: Tensor) -> Tensor:
     return out.flatten(0, 1)
 
 
-def assert_same_as(layer: nn.Module, reference: Callable[[nn.Module, Tensor], Tensor], case: Dict) -> None:
+def assert_same_as(layer: nn.Module, reference: Callable[[nn.Module, Tensor], Tensor], case: dict) -> None:
     """Compare output and every gradient of ``layer`` with ``reference(layer, x)``, in double precision."""
     layer = layer.double().train(case['training'])
     randomise(layer)

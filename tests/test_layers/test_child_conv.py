@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers import randomise
 from mmengine.runner.checkpoint import get_state_dict
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn

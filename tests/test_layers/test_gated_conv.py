@@ -101,7 +101,7 @@ def test_func_transforms():
     loss(state, x).backward()
     expected = {name: p.grad.clone() for name, p in child.named_parameters()}
     parameters = {name: p.detach() for name, p in child.named_parameters()}
-    buffers = {name: b for name, b in child.named_buffers()}
+    buffers = dict(child.named_buffers())
 
     def of(parameters, x):
         return loss({**parameters, **buffers}, x)

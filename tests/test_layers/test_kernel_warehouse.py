@@ -41,7 +41,7 @@ def naive_attention(layer, x):
 
 def naive_kw_conv(layer, x):
     """Cell by cell: mixture (i, j, o, c) fills rows o and columns c of kernel position (i, j)."""
-    rows, cols, outs, ins = layer.place.splits
+    _, cols, outs, ins = layer.place.splits
     c_out, c_in = layer.cells.shape[1:3]
     y = []
     for sample, alpha in zip(x, naive_attention(layer, x)):

@@ -44,7 +44,7 @@ def dcd_extras(net: str) -> int:
     ('mv2', dict(type='CondConv2d'), cond_conv_extras, 22.88),
     ('r18', dict(type='DCDConv2d', pool_size=2), dcd_extras, 14.70),
     ('r50', dict(type='DCDConv2d'), dcd_extras, 29.84),
-    ('mv2', dict(type='DCDConv2d', form='mobilenet', reduction=16), None, 5.54),  # printed as 5.5; what the published weights were trained with
+    ('mv2', dict(type='DCDConv2d', form='mobilenet', reduction=16), None, 5.54),  # printed as 5.5; as the published weights
 ])
 def test_published_parameters(net, conv, extras, published):
     backbone = swap_convs(NETS[net](), conv)

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from mmdet.models import CSPNeXt, FPN, MobileNetV2, ResNet
+from mmdet.models import FPN, CSPNeXt, MobileNetV2, ResNet
 from mmdet.structures import DetDataSample
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope

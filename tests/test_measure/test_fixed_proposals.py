@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import UsageError
+from mmkerneldna.launch import load_config
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.measure.complexity import measure_complexity
-from mmkerneldna.launch import load_config
 from mmkerneldna.measure.fixed_proposals import FixedProposals
 from mmkerneldna.measure.workload import Workload, inference_call, tensor_call
 

@@ -1,5 +1,6 @@
 """Cells and files of tables."""
 import csv
+import io
 import json
 
 import pytest
@@ -58,7 +59,7 @@ def test_markdown():
 
 
 def test_rich_table_shows_every_cell():
-    console = Console(width=80, record=True, file=open('/dev/null', 'w'))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(rich_table(ROWS, [Column('name', 'net'), MS, AP, Column('error', 'why')]))
     text = console.export_text()
     for expected in ('3.1', 'b|c', 'KeyError: [x]', '20.0 ± 1.2'):

@@ -22,7 +22,7 @@ def groups(model, cfg):
     wrapper = build_optim_wrapper(model, copy.deepcopy(cfg))
     found = [(p, (group['lr'], group['weight_decay'])) for group in wrapper.optimizer.param_groups for p in group['params']]
     assert sorted(id(p) for p, _ in found) == sorted(id(p) for p in model.parameters())
-    return {p: settings for p, settings in found}
+    return dict(found)
 
 
 @pytest.mark.parametrize('plan', [{'0': '2'}, {'2': '0'}])

@@ -88,7 +88,7 @@ def test_one_entry_and_ties_wherever_the_net_goes(plan, carrier):
 
 
 @pytest.mark.parametrize('plan', ORDERS)
-@pytest.mark.parametrize('wrap', [lambda net: net, lambda net: nn.Sequential(net)])
+@pytest.mark.parametrize('wrap', [lambda net: net, nn.Sequential])
 def test_assigning_a_state_dict_keeps_kernel_and_tie(plan, wrap):
     source, target = wrap(shared(plan)), wrap(shared(plan))
     target.load_state_dict(source.state_dict(), strict=True, assign=True)

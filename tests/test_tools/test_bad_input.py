@@ -21,8 +21,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool
 
-from mmkerneldna.datasets import check_data, override_data_root
-from mmkerneldna.datasets import annotation_checks, coco_checks
+from mmkerneldna.datasets import annotation_checks, check_data, coco_checks, override_data_root
 from mmkerneldna.datasets.image_checks import read_image
 from mmkerneldna.errors import one_line_errors
 
@@ -86,7 +85,8 @@ TOOL_CASES = [
     (with_option('train_cfg.max_epochs=0'), r'train_cfg\.max_epochs is 0, expected'),
     (with_option('train_cfg.max_epochs=-3'), r'train_cfg\.max_epochs is -3, expected'),
     (with_option('train_cfg.val_interval=0'), r'train_cfg\.val_interval is 0, expected'),
-    (with_option('optim_wrapper.optimizer.lr=-1'), r'optim_wrapper\.optimizer\.lr is -1, expected a finite number of at least 0'),
+    (with_option('optim_wrapper.optimizer.lr=-1'),
+     r'optim_wrapper\.optimizer\.lr is -1, expected a finite number of at least 0'),
     (with_option('optim_wrapper.optimizer.lr=nan'), r"optim_wrapper\.optimizer\.lr is nan, expected"),
     (with_option('optim_wrapper.optimizer.lr=1e999'), r'optim_wrapper\.optimizer\.lr is inf, expected'),
     (with_option('optim_wrapper.optimizer.weight_decay=-0.1'), r'optim_wrapper\.optimizer\.weight_decay is -0\.1, expected'),
@@ -251,15 +251,18 @@ FATAL_IMAGES = {
     'no pixels': (dict(height=0), r'image 1 \(000000\.jpg\) is \d+x0 pixels'),
     '10^9 pixels wide': (dict(width=10**9), r'image 1 \(000000\.jpg\) is 1000000000x\d+ pixels'),
     'another size than the file': (dict(width=11, height=12), r'000000\.jpg is \d+x\d+ pixels large, not 11x12'),
-    'a name that leaves the root': (dict(file_name='../../../../secret.jpg'), r'1 file names .* leave the data set.*secret\.jpg'),
+    'a name that leaves the root': (dict(file_name='../../../../secret.jpg'),
+                                    r'1 file names .* leave the data set.*secret\.jpg'),
     'an absolute name': (dict(file_name='/etc/passwd'), r'leave the data set.*/etc/passwd'),
     'a number for a name': (dict(file_name=7), r'image 1 has the file_name 7; expected a name'),
     'an empty name': (dict(file_name=''), r"image 1 has the file_name ''"),
     'id of another': (dict(id=2), r'1 images have an id that another one has: 2'),
 }
 FATAL_FILES = {
-    'categories with one name': (lambda coco: coco['categories'][1].update(name='circle'), r'several categories are called circle'),
-    'categories with one id': (lambda coco: coco['categories'][1].update(id=1), r'1 categories have an id that another one has: 1'),
+    'categories with one name': (lambda coco: coco['categories'][1].update(name='circle'),
+                                 r'several categories are called circle'),
+    'categories with one id': (lambda coco: coco['categories'][1].update(id=1),
+                               r'1 categories have an id that another one has: 1'),
     'a category without name': (lambda coco: coco['categories'][1].pop('name'), r'categories\[1\] is .* has no name'),
     'images as a dict': (lambda coco: coco.update(images={'1': {}}), r'images is a dict, expected a list'),
     'annotations of words': (lambda coco: coco.update(annotations=['a']), r"annotations\[0\] is 'a' and has no id, image_id"),
@@ -268,7 +271,8 @@ FATAL_FILES = {
 }
 MASKS = {
     'no mask': (dict(segmentation=[]), r'annotation 1 has the segmentation \[\], and masks are trained'),
-    'NaN in a polygon': (dict(segmentation=[[1, 1, math.nan, 5, 5, 5]]), r'annotation 1 has the polygon \[1, 1, nan, 5, 5, 5\]'),
+    'NaN in a polygon': (dict(segmentation=[[1, 1, math.nan, 5, 5, 5]]),
+                         r'annotation 1 has the polygon \[1, 1, nan, 5, 5, 5\]'),
     'RLE of another size': (dict(segmentation=dict(size=[2, 3], counts=[6])), r'annotation 1 has an RLE of size \[2, 3\]'),
 }
 DROPPED = {
@@ -368,7 +372,8 @@ SEGMENTATION = {
     'image without pixels': (lambda root: write_png(root / IMAGE, 0, 10), {}, r'000000\.jpg is (not an image|corrupt)'),
     'list that is a folder': (lambda root: None, dict(ann_file='annotations'), r'ann_file \S+annotations is a folder'),
     'empty list': (list_of_names(), LIST, r'the list \S+names\.txt names no image'),
-    'list that leaves the root': (list_of_names('000000', '../../../secret'), LIST, r'1 file names .*leave the data set.*secret'),
+    'list that leaves the root': (list_of_names('000000', '../../../secret'), LIST,
+                                  r'1 file names .*leave the data set.*secret'),
     'list of a missing image': (list_of_names('000000', 'none'), LIST, r'none\.jpg is missing'),
 }
 

@@ -6,10 +6,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
-
-from mmkerneldna.launch.sharing import parse_plan, set_sharing
-from mmkerneldna.errors import UsageError
 from tiny_runs import ROOT, run_tool
+
+from mmkerneldna.errors import UsageError
+from mmkerneldna.launch.sharing import parse_plan, set_sharing
 
 STATIC = str(ROOT / 'configs/shapes/upernet_r18_shapes.py')
 SHARED = str(ROOT / 'configs/shapes/upernet_kdna-r18_shapes.py')
@@ -39,8 +39,8 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
     for i in range(3):
         Image.effect_noise((80 + i, 70), 60).convert('RGB').save(folder / f'{i}.png')
     out = tmp_path / 'derived.pth'
-    code = run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder), '--steps', '3',
-                                  '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--residual-rank', '2',
+    code = run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder),
+                                  '--steps', '3', '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--residual-rank', '2',
                                   '--plan', 'layer4.1.conv1=layer4.1.conv2', '--cfg-options', *NARROW])
     assert code == 0
     printed = capsys.readouterr().out

@@ -4,7 +4,7 @@ import yaml
 from tiny_runs import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
-from make_metafiles import metafiles  # noqa: E402
+from make_metafiles import metafiles
 
 
 def test_metafiles_are_up_to_date():

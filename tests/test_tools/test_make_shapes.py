@@ -5,9 +5,8 @@ import shlex
 import pytest
 from tiny_runs import DETECTOR, SEGMENTER, run_tool, train_argv
 
-from mmkerneldna import datasets
+from mmkerneldna import datasets, launch
 from mmkerneldna.datasets import DataError, ShapesSpec, check_data
-from mmkerneldna import launch
 
 TINY = ShapesSpec(train_images=3, val_images=2, min_side=96, max_side=110)
 

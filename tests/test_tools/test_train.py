@@ -9,8 +9,8 @@ from mmengine.registry import MODELS, init_default_scope
 from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
 
 from mmkerneldna import launch
-from mmkerneldna.launch import preflight
 from mmkerneldna.errors import UsageError, nearest_types
+from mmkerneldna.launch import preflight
 
 BACKBONE = 'model.backbone.'
 MISTAKES = {
