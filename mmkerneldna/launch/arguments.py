@@ -2,7 +2,7 @@
 import argparse
 import math
 import os
-from typing import Callable, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.config import DictAction
@@ -76,7 +76,7 @@ def add_variant_argument(parser: argparse.ArgumentParser, **options) -> None:
                         f'mmseg: {", ".join(VARIANTS)}', **options)
 
 
-def image_size(text: str) -> Tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """The type of every ``--size``: ``N`` or ``HxW`` to H, W."""
     try:
         return parse_size(text)
@@ -84,7 +84,7 @@ def image_size(text: str) -> Tuple[int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def deploy_options(args: argparse.Namespace) -> Optional[dict]:
+def deploy_options(args: argparse.Namespace) -> dict | None:
     """``compile`` and ``cuda_graph`` for :func:`mmkerneldna.deploy.deploy`, or None without ``--deploy``.
 
     Raises:
@@ -98,7 +98,7 @@ def deploy_options(args: argparse.Namespace) -> Optional[dict]:
     return None
 
 
-def parse_run_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
     add_variant_argument(parser)
     parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',

@@ -1,8 +1,9 @@
 """Predictions of trained models on pictures and videos, by upstream's inferencers."""
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,8 +31,8 @@ class Prediction:
         ms (float): of the network with its preprocessing on the device and its post-processing.
     """
     picture: np.ndarray
-    facts: Dict[str, Any]
-    label_map: Optional[np.ndarray]
+    facts: dict[str, Any]
+    label_map: np.ndarray | None
     ms: float
 
 
@@ -61,7 +62,7 @@ class Predictor:
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predict on one picture, (H, W, 3), BGR. The first of each size is run twice: only the second call is timed."""
-        settings: Dict[str, Any] = dict(return_vis=True)
+        settings: dict[str, Any] = dict(return_vis=True)
         if not self.segments:
             settings.update(no_save_vis=True, pred_score_thr=self.score_thr)
         for _ in range(1 if image.shape in self._warm else 2):
@@ -77,14 +78,14 @@ class Predictor:
         """Their names, in the order of the labels."""
         return self.inferencer.model.dataset_meta['classes']
 
-    def _objects(self, result: dict) -> Dict[str, Any]:
+    def _objects(self, result: dict) -> dict[str, Any]:
         masks = result.get('masks') or [None] * len(result['labels'])
         rows = zip(result['labels'], result['scores'], result['bboxes'], masks)
         objects = [{'class': self.classes[label], 'score': score, 'box': box, 'mask': mask}
                    for label, score, box, mask in rows if score >= self.score_thr]
         return dict(objects=[{key: value for key, value in item.items() if value is not None} for item in objects])
 
-    def _areas(self, label_map: np.ndarray) -> Dict[str, Any]:
+    def _areas(self, label_map: np.ndarray) -> dict[str, Any]:
         labels, counts = np.unique(label_map, return_counts=True)
         return dict(classes={self._class_name(label): count / label_map.size for label, count in zip(labels, counts)})
 
@@ -157,7 +158,7 @@ class Source:
         return rate if 0 < rate < 1000 else 25.0
 
 
-def find_sources(paths: Sequence[str]) -> List[Source]:
+def find_sources(paths: Sequence[str]) -> list[Source]:
     """Files, and the pictures and videos in folders, checked before any model is built.
 
     Raises:
@@ -171,7 +172,7 @@ def find_sources(paths: Sequence[str]) -> List[Source]:
     return sources
 
 
-def _sources_at(path: Path) -> List[Source]:
+def _sources_at(path: Path) -> list[Source]:
     if path.is_dir():
         found = sorted(item for item in path.iterdir() if item.suffix.lower() in (*IMAGES, *VIDEOS))
         if not found:
@@ -184,11 +185,11 @@ def _sources_at(path: Path) -> List[Source]:
     return [Source(path, path.suffix.lower() in VIDEOS)]
 
 
-def _video_fault(source: Source) -> Optional[str]:
+def _video_fault(source: Source) -> str | None:
     return None if next(source.frames(), None) is not None else 'no frame can be read from this video'
 
 
-def output_names(sources: Sequence[Source]) -> List[Tuple[Source, str]]:
+def output_names(sources: Sequence[Source]) -> list[tuple[Source, str]]:
     """A name for the results of each source: its stem, or where two have the same one its path in words."""
     stems = [source.path.stem for source in sources]
     return [(source, source.path.stem if stems.count(source.path.stem) == 1

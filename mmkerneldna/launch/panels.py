@@ -1,5 +1,5 @@
 """Pictures side by side, each with a caption below."""
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.font_manager import findfont
@@ -47,7 +47,7 @@ def _captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     return panel
 
 
-def _fitting(lines: Sequence[str], width: int) -> Tuple[List[str], ImageFont.FreeTypeFont]:
+def _fitting(lines: Sequence[str], width: int) -> tuple[list[str], ImageFont.FreeTypeFont]:
     """The largest font from 20 down to 10 pixels in which all lines fit; below that lines are cut."""
     path = findfont('DejaVu Sans')
     for size in range(20, 9, -1):

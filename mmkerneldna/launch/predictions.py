@@ -1,6 +1,5 @@
 """What tools/test.py may do with predictions: augment, draw, keep."""
 from copy import deepcopy
-from typing import Optional
 
 from mmengine.config import Config, ConfigDict
 
@@ -40,7 +39,7 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
     return dataset
 
 
-def draw_predictions(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
+def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Turn the visualization hook on, on screen or into files.
 
     Raises:

@@ -8,8 +8,8 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from logging.handlers import MemoryHandler
-from typing import Iterator, List, Optional, Tuple, Type
 
 from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
@@ -33,7 +33,7 @@ class QuietOutput:
         # What is logged before the work_dir is known waits for the log file.
         self.early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
         self.early.setLevel(logging.INFO)
-        self.taken: List[Tuple[MMLogger, list]] = []
+        self.taken: list[tuple[MMLogger, list]] = []
 
     def take_over(self, logger: MMLogger) -> None:
         """Keep a logger's file, and let no more than warnings through to the person."""
@@ -60,7 +60,7 @@ class QuietOutput:
                 self.display.say(f'  goes on from {runner.cfg.load_from}')
             runner.register_hook(ProgressHook(self.display))
 
-    def runner_class(self, kind: Type[Runner]) -> Type[Runner]:
+    def runner_class(self, kind: type[Runner]) -> type[Runner]:
         """The Runner with its logger taken over as soon as there is one: it logs while it is built."""
         take_over = self.take_over
 
@@ -100,7 +100,7 @@ class _PrintsToLog(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def quiet_output() -> Iterator[Optional[QuietOutput]]:
+def quiet_output() -> Iterator[QuietOutput | None]:
     """Quiet while a tool works; None where the user wants mmengine's usual output (``--verbose``)."""
     if is_verbose():
         yield None

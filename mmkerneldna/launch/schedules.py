@@ -4,7 +4,8 @@ mmengine builds the schedulers when training starts and then says which numbers 
 are built beforehand, by mmengine's own builder on an optimizer that is thrown away. A schedule that is merely longer
 than the run, or begins after its end, is fine there, and so it is here.
 """
-from typing import Iterator, NamedTuple, Optional, Tuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -21,12 +22,12 @@ _LONG_EPOCH = 10**6
 class _Run(NamedTuple):
     """Length of a run as mmengine counts it: one counted in iterations is one epoch. None: not known yet."""
     epochs: int
-    iterations: Optional[int]
-    epoch_length: Optional[int]
+    iterations: int | None
+    epoch_length: int | None
     name: str
 
     @classmethod
-    def of(cls, train_cfg: dict, epoch_length: Optional[int]) -> '_Run':
+    def of(cls, train_cfg: dict, epoch_length: int | None) -> '_Run':
         if 'max_iters' in train_cfg:
             return cls(1, train_cfg['max_iters'], epoch_length, f'max_iters={train_cfg["max_iters"]}')
         epochs = train_cfg['max_epochs']
@@ -34,7 +35,7 @@ class _Run(NamedTuple):
         return cls(epochs, epochs * epoch_length if epoch_length else None, epoch_length, f'max_epochs={epochs}{unit}')
 
 
-def check_schedules(cfg: Config, runner: Optional[Runner] = None) -> None:
+def check_schedules(cfg: Config, runner: Runner | None = None) -> None:
     """Refuse a scheduler that can't be built, covers no step, or whose ``total_steps`` run out.
 
     Args:
@@ -56,7 +57,7 @@ def check_schedules(cfg: Config, runner: Optional[Runner] = None) -> None:
             _check(path, settings, run, groups)
 
 
-def _schedulers(node, path: str) -> Iterator[Tuple[str, dict]]:
+def _schedulers(node, path: str) -> Iterator[tuple[str, dict]]:
     """One scheduler, a list of them, or either for each of several optimizers."""
     if isinstance(node, dict) and 'type' in node:
         yield path, node
@@ -65,7 +66,7 @@ def _schedulers(node, path: str) -> Iterator[Tuple[str, dict]]:
             yield from _schedulers(child, f'{path}.{key}')
 
 
-def _check(path: str, settings: dict, run: _Run, groups: Optional[list]) -> None:
+def _check(path: str, settings: dict, run: _Run, groups: list | None) -> None:
     end = settings.get('end', run.epochs if settings.get('by_epoch', True) else run.iterations or INF)  # as mmengine
     what = _described(path, settings, end, run)
     default_args = dict(optimizer=_optimizer(settings, groups), epoch_length=run.epoch_length or _LONG_EPOCH)
@@ -97,7 +98,7 @@ def _range_advice(path: str, settings: dict, run: _Run) -> str:
     return advice
 
 
-def _optimizer(settings: dict, groups: Optional[list]) -> torch.optim.Optimizer:
+def _optimizer(settings: dict, groups: list | None) -> torch.optim.Optimizer:
     """One to throw away, with the parameter groups of the run where they are known."""
     if not isinstance(groups, list):  # no runner, or several optimizers
         per_group = settings.get('eta_max')

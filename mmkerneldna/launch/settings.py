@@ -1,7 +1,8 @@
 """The parts of a config and the numbers in them: what a library would refuse without naming the setting, or not at all."""
 import math
+from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import Iterator, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 from mmengine.config import Config
 
@@ -21,7 +22,7 @@ class Number(NamedTuple):
     low: float
     high: float = math.inf
     whole: bool = True
-    also: Tuple[float, ...] = ()
+    also: tuple[float, ...] = ()
 
     def accepts(self, value) -> bool:
         """Whether it may be ``value``."""

@@ -1,7 +1,7 @@
 """Another sharing plan for the backbone of a config, from the command line."""
 import json
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -37,7 +37,7 @@ def parse_plan(text: str) -> Any:
     return dict(pairs)
 
 
-def set_sharing(cfg: Config, plan: Optional[Any] = None, residual_rank: Optional[int] = None) -> None:
+def set_sharing(cfg: Config, plan: Any | None = None, residual_rank: int | None = None) -> None:
     """Set plan and rank of the residuals in the config's backbone, around a static one by ``KernelDNA``.
 
     Raises:

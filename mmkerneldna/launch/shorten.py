@@ -1,6 +1,7 @@
 """A run of another length: ``--max-epochs`` and ``--max-iters`` scale every length in the config with it."""
 import math
-from typing import Any, Callable, List, Optional
+from collections.abc import Callable
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -12,7 +13,7 @@ LENGTHS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
 HOOK_LENGTHS = {'TemperatureHook': 'length', 'PipelineSwitchHook': 'switch_epoch', 'YOLOXModeSwitchHook': 'num_last_epochs'}
 
 
-def scale_schedule(cfg: Config, max_epochs: Optional[int] = None, max_iters: Optional[int] = None) -> None:
+def scale_schedule(cfg: Config, max_epochs: int | None = None, max_iters: int | None = None) -> None:
     """Give a run another length, and its schedule the same shape, in place.
 
     Scaled are the bounds, periods, steps and milestones of all schedulers (a warm-up in iterations too), the intervals of
@@ -62,7 +63,7 @@ def _count(value: float) -> int:
     return max(1, round(value))
 
 
-def _scaled(node: Any, ratio: float, epochs: Optional[int]) -> Any:
+def _scaled(node: Any, ratio: float, epochs: int | None) -> Any:
     """One scheduler, a list of them, or either for each of several optimizers; ``epochs`` of the old run if it has any."""
     if isinstance(node, dict) and 'type' not in node:
         return ConfigDict({name: _scaled(child, ratio, epochs) for name, child in node.items()})
@@ -70,7 +71,7 @@ def _scaled(node: Any, ratio: float, epochs: Optional[int]) -> Any:
     return [scheduler for settings in nodes for scheduler in _scale_one(settings, ratio, epochs)]
 
 
-def _scale_one(settings: dict, ratio: float, epochs: Optional[int]) -> List[ConfigDict]:
+def _scale_one(settings: dict, ratio: float, epochs: int | None) -> list[ConfigDict]:
     """The scheduler at its new length; decays between two epochs become schedulers of their own."""
     settings = ConfigDict(settings)
     settings.type = settings.type if isinstance(settings.type, str) else settings.type.__name__
@@ -130,7 +131,7 @@ def _has_fraction(settings: ConfigDict) -> bool:
     return any(not float(value).is_integer() for value in lengths)
 
 
-def _by_iteration(settings: ConfigDict, epochs: float) -> List[ConfigDict]:
+def _by_iteration(settings: ConfigDict, epochs: float) -> list[ConfigDict]:
     """Stepped by iterations.
 
     mmengine passes over a milestone that is no whole iteration. So each becomes a factor from there on; its end lies behind
