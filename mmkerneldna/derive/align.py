@@ -4,7 +4,7 @@ Between two convs of a block the order of channels is free: if conv2's filters, 
 conv3 move together, the block computes what it did. The dense twin is relabelled; fitting goes on from there.
 """
 import re
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .run import Run, recorded
 POSITIONS = 20_000  # of the output maps that correlations are taken over
 
 
-def free_hidden(twin: nn.Module, path: str, parents: Mapping[str, str]) -> Optional[Tuple[str, str]]:
+def free_hidden(twin: nn.Module, path: str, parents: Mapping[str, str]) -> tuple[str, str] | None:
     """The norm behind the conv at ``path`` and the conv behind that, if the channels between may change their order.
 
     They may if the next conv's kernel is neither borrowed nor lent, and not grouped.
@@ -56,13 +56,13 @@ def kernel_similarity(parent: Tensor, kernel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def output_pairs(twin: nn.Module, parents: Mapping[str, str], run: Run, batches: Sequence[Tensor]) -> Dict[str, list]:
+def output_pairs(twin: nn.Module, parents: Mapping[str, str], run: Run, batches: Sequence[Tensor]) -> dict[str, list]:
     """For each child the outputs of the parent's kernel and of its own on the same input, at some positions.
 
     Returns:
         dict: path -> list of (parent's kernel (C_out, P), own kernel (C_out, P)), one per batch.
     """
-    samples: Dict[str, list] = {path: [] for path in parents}
+    samples: dict[str, list] = {path: [] for path in parents}
     for batch in batches:
         with recorded(twin, parents) as calls:
             run(twin, batch)
@@ -74,13 +74,13 @@ def output_pairs(twin: nn.Module, parents: Mapping[str, str], run: Run, batches:
     return samples
 
 
-def correlation(pair: Tuple[Tensor, Tensor]) -> Tensor:
+def correlation(pair: tuple[Tensor, Tensor]) -> Tensor:
     """Pearson correlation of each channel of the first with each of the second, (C, C)."""
     a, b = (F.normalize(t - t.mean(1, keepdim=True), dim=1) for t in pair)
     return a @ b.T
 
 
-def relabel(twin: nn.Module, path: str, hidden: Tuple[str, str], order: Tensor) -> None:
+def relabel(twin: nn.Module, path: str, hidden: tuple[str, str], order: Tensor) -> None:
     """Move the filters of the conv at ``path``, its norm's channels and the next conv's inputs to ``order``, in place."""
     conv, (norm, follower) = twin.get_submodule(path), (twin.get_submodule(hidden[0]), twin.get_submodule(hidden[1]))
     with torch.no_grad():

@@ -3,8 +3,8 @@
 Holding the source's weights it is the reference for everything: what a child had, what a block put out.
 """
 import re
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import Dict, Iterable, List, Mapping
 
 from torch import Tensor, nn
 
@@ -15,12 +15,12 @@ from .source import DeriveError, listed
 _BLOCK = re.compile(r'(.*\.\d+)\.')
 
 
-def children_of(target: nn.Module) -> Dict[str, ChildConv2d]:
+def children_of(target: nn.Module) -> dict[str, ChildConv2d]:
     """path -> child conv, each once."""
     return {path: module for path, module in target.named_modules() if isinstance(module, ChildConv2d)}
 
 
-def parents_of(target: nn.Module) -> Dict[str, str]:
+def parents_of(target: nn.Module) -> dict[str, str]:
     """path of a child -> path of its parent.
 
     Raises:
@@ -69,7 +69,7 @@ def check_family(twin: nn.Module, state: Iterable[str]) -> None:
                           f'{listed(sorted(ours - theirs))} is wanted')
 
 
-def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> List[str]:
+def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> list[str]:
     """Compare grown weights with the twin.
 
     Args:
@@ -88,7 +88,7 @@ def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> Li
     shapes = [key for key in ours if key in state and state[key].shape != ours[key].shape]
     blocks = {block_of(key) for key in ours if _BLOCK.match(key)}
     foreign = [key for key in state if key not in ours and block_of(key) in blocks]
-    if 2 * len(absent + shapes) > len(ours) or not partial and (absent or shapes or foreign):
+    if 2 * len(absent + shapes) > len(ours) or (not partial and (absent or shapes or foreign)):
         raise DeriveError(_misfit(type(twin).__name__, ours, state, absent, shapes, foreign))
     return absent + shapes
 

@@ -1,8 +1,8 @@
 """Derive: grow, fit, recalibrate, reconstruct; all or nothing."""
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -22,13 +22,13 @@ PARENTS = ('keep', 'mean')
 
 def derive(target: nn.Module,
            source: Source,
-           images: Optional[Iterable[Tensor]] = None,
+           images: Iterable[Tensor] | None = None,
            *,
            steps: int = 0,
            parents: str = 'keep',
            align: bool = True,
            calibration_batches: int = 4,
-           reconstruction: Optional[Reconstruction] = None,
+           reconstruction: Reconstruction | None = None,
            partial: bool = False) -> DeriveReport:
     """Give a net with shared kernels the weights of a dense one, in place.
 
@@ -103,7 +103,7 @@ def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor
         row.output_error = report.blocks.get(block_of(row.child), None if row.kind == FITTED else 0.0)
 
 
-def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str], goals: Sequence[List[Tensor]]) -> None:
+def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str], goals: Sequence[list[Tensor]]) -> None:
     """Undone if the features come no closer to the dense ones."""
     target, run = recalibration.target, recalibration.run
 
@@ -119,7 +119,7 @@ def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str
             norm.load_state_dict(state)
 
 
-def _block_errors(start: Start, run: Run, batches: Sequence[Tensor], units: Mapping[str, str]) -> Dict[str, float]:
+def _block_errors(start: Start, run: Run, batches: Sequence[Tensor], units: Mapping[str, str]) -> dict[str, float]:
     """Block -> squared error over power of its unit's output, given the dense net's input."""
     errors = dict.fromkeys(units, 0.0)
     for batch in batches:

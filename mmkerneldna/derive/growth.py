@@ -4,10 +4,10 @@ A residual block whose last norm has gamma = beta = 0 adds nothing to its input.
 have to be approximated: a child inside one loses nothing, and a parent inside one may hold the kernel of its child.
 """
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Stack:
     target: int
 
 
-def last_norm(block: nn.Module) -> Optional[str]:
+def last_norm(block: nn.Module) -> str | None:
     """Name of the norm that ends the residual branch of ``block``; None if it is not such a block."""
     for name in ('norm3_name', 'norm2_name'):
         if hasattr(block, name) and hasattr(block, getattr(block, name)):
@@ -48,7 +48,7 @@ def can_be_identity(block: nn.Module) -> bool:
     return last_norm(block) is not None and getattr(block, 'downsample', None) is None
 
 
-def find_stacks(twin: nn.Module, state: Mapping[str, Tensor]) -> List[Stack]:
+def find_stacks(twin: nn.Module, state: Mapping[str, Tensor]) -> list[Stack]:
     """Stages in which ``twin`` is deeper than the source.
 
     Raises:
@@ -78,7 +78,7 @@ def _numbers(path: str, state: Iterable[str]) -> int:
 
 
 def place_identities(stacks: Sequence[Stack], twin: nn.Module, state: Mapping[str, Tensor],
-                     parents: Mapping[str, str]) -> Set[str]:
+                     parents: Mapping[str, str]) -> set[str]:
     """Choose which blocks of the target become identities.
 
     Stage by stage: fewest approximated children first, then least weight of the blocks they are in (mean gamma² of the last
@@ -87,12 +87,12 @@ def place_identities(stacks: Sequence[Stack], twin: nn.Module, state: Mapping[st
     Returns:
         set[str]: paths of the identity blocks.
     """
-    chosen: Set[str] = set()
+    chosen: set[str] = set()
     for stack in stacks:
         free = [i for i, block in enumerate(twin.get_submodule(stack.path)) if can_be_identity(block)]
         extra = stack.target - stack.source
 
-        def cost(positions: Tuple[int, ...]) -> tuple:
+        def cost(positions: tuple[int, ...], stack: Stack = stack, chosen: set[str] = chosen) -> tuple:
             return (*_harm(stack, positions, chosen, twin, state, parents), positions)
 
         if comb(len(free), extra) <= MAX_PLACEMENTS:
@@ -103,15 +103,15 @@ def place_identities(stacks: Sequence[Stack], twin: nn.Module, state: Mapping[st
     return chosen
 
 
-def _greedy(free: Sequence[int], extra: int, cost) -> Tuple[int, ...]:
-    placed: Tuple[int, ...] = ()
+def _greedy(free: Sequence[int], extra: int, cost) -> tuple[int, ...]:
+    placed: tuple[int, ...] = ()
     for _ in range(extra):
         placed = min((tuple(sorted((*placed, i))) for i in free if i not in placed), key=cost)
     return placed
 
 
-def _harm(stack: Stack, positions: Sequence[int], chosen: Set[str], twin: nn.Module, state: Mapping[str, Tensor],
-          parents: Mapping[str, str]) -> Tuple[int, float]:
+def _harm(stack: Stack, positions: Sequence[int], chosen: set[str], twin: nn.Module, state: Mapping[str, Tensor],
+          parents: Mapping[str, str]) -> tuple[int, float]:
     identities = chosen | {f'{stack.path}.{i}' for i in positions}
     inside = [child for child in approximated(parents, identities) if block_of(child).startswith(stack.path + '.')]
     sources = source_blocks(stack, identities)
@@ -124,29 +124,29 @@ def _harm(stack: Stack, positions: Sequence[int], chosen: Set[str], twin: nn.Mod
     return len(inside), sum(weights)
 
 
-def source_blocks(stack: Stack, identities: Set[str]) -> Dict[int, int]:
+def source_blocks(stack: Stack, identities: set[str]) -> dict[int, int]:
     """Number of a block in the target -> its number in the source, without the identities."""
     real = [i for i in range(stack.target) if f'{stack.path}.{i}' not in identities]
     return {i: number for number, i in enumerate(real)}
 
 
-def free_parents(parents: Mapping[str, str], identities: Set[str]) -> Dict[str, str]:
+def free_parents(parents: Mapping[str, str], identities: set[str]) -> dict[str, str]:
     """Parent in an identity block -> the child whose kernel it takes: the first one that computes something."""
-    taken: Dict[str, str] = {}
+    taken: dict[str, str] = {}
     for child, parent in parents.items():
         if block_of(parent) in identities and block_of(child) not in identities:
             taken.setdefault(parent, child)
     return taken
 
 
-def approximated(parents: Mapping[str, str], identities: Set[str]) -> List[str]:
+def approximated(parents: Mapping[str, str], identities: set[str]) -> list[str]:
     """Children that can't keep their kernel."""
     served = set(free_parents(parents, identities).values())
     return [child for child in parents if block_of(child) not in identities and child not in served]
 
 
-def grow(stacks: Sequence[Stack], identities: Set[str], twin: nn.Module, state: Mapping[str, Tensor],
-         parents: Mapping[str, str]) -> Dict[str, Tensor]:
+def grow(stacks: Sequence[Stack], identities: set[str], twin: nn.Module, state: Mapping[str, Tensor],
+         parents: Mapping[str, str]) -> dict[str, Tensor]:
     """The source's entries in the target's positions, identity blocks filled in.
 
     An identity block is a copy of the nearest block of its shape; its last norm's affine is zero, its parents hold a child's
@@ -167,12 +167,12 @@ def grow(stacks: Sequence[Stack], identities: Set[str], twin: nn.Module, state: 
     return grown
 
 
-def _entries(state: Mapping[str, Tensor], prefix: str, new: str) -> Dict[str, Tensor]:
+def _entries(state: Mapping[str, Tensor], prefix: str, new: str) -> dict[str, Tensor]:
     return {new + key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _identity(path: str, position: int, sources: Mapping[int, int], twin: nn.Module, state: Mapping[str, Tensor],
-              ours: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+              ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = f'{path}.{position}.'
     wanted = {key: value for key, value in ours.items() if key.startswith(prefix)}
     copies = [_entries(state, f'{path}.{sources[i]}.', prefix)

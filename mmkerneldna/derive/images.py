@@ -1,7 +1,7 @@
 """Unlabelled images as batches that a net takes: any folder, or the data set of a config."""
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
 
 import mmcv
 import numpy as np
@@ -20,7 +20,7 @@ IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))  # 
 ZOOM = 1.5  # a crop's image has a short side of 1 to this many times the crop's
 
 
-def image_files(folder: str) -> List[Path]:
+def image_files(folder: str) -> list[Path]:
     """All image files below ``folder``, sorted.
 
     Raises:
@@ -53,7 +53,7 @@ class FolderImages:
         DeriveError: see :func:`image_files`.
     """
 
-    def __init__(self, folder: str, model: nn.Module, size: Tuple[int, int], batch: int = 8, seed: int = 0) -> None:
+    def __init__(self, folder: str, model: nn.Module, size: tuple[int, int], batch: int = 8, seed: int = 0) -> None:
         self.files, self.size, self.batch, self.seed = image_files(folder), size, batch, seed
         self.preprocessor = getattr(model, 'data_preprocessor', None)
 
@@ -95,7 +95,7 @@ class DatasetImages:
         DeriveError: the config has no training set, or it is empty.
     """
 
-    def __init__(self, cfg: Config, model: nn.Module, batch: Optional[int] = None, seed: int = 0) -> None:
+    def __init__(self, cfg: Config, model: nn.Module, batch: int | None = None, seed: int = 0) -> None:
         if 'train_dataloader' not in cfg or cfg.train_dataloader is None:
             raise DeriveError('the config has no train_dataloader: give a folder by --images')
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
@@ -114,9 +114,9 @@ class DatasetImages:
             yield self.model.data_preprocessor(pseudo_collate(samples), padded)['inputs']
 
 
-def _endless_order(count: int, batch: int, draw: np.random.Generator) -> Iterator[List[int]]:
+def _endless_order(count: int, batch: int, draw: np.random.Generator) -> Iterator[list[int]]:
     """Indices, each once before any comes again, in batches of the same size."""
-    waiting: List[int] = []
+    waiting: list[int] = []
     while True:
         while len(waiting) < batch:
             waiting += draw.permutation(count).tolist()

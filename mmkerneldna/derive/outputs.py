@@ -1,8 +1,9 @@
 """What a derivation leaves on disk: a checkpoint that the tools take, its config, and the report as text, JSON and PNG."""
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, List, Mapping
+from typing import Any
 
 import mmengine
 import torch
@@ -30,7 +31,7 @@ def check_out(path: Path) -> None:
 
 
 def write_outputs(path: Path, model: nn.Module, cfg: Config, report: DeriveReport, source: str,
-                  meta: Mapping[str, Any]) -> List[Path]:
+                  meta: Mapping[str, Any]) -> list[Path]:
     """Write ``path`` and, beside it, the config of the model and the report.
 
     Args:

@@ -1,5 +1,6 @@
 """Dense checkpoints where a config or a command names one: ``init_cfg`` and ``load_from`` derive from them."""
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit, update_init_info
@@ -21,7 +22,7 @@ def takes_dense(module: nn.Module) -> bool:
 
 
 def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str, prefix: str = '',
-                    partial: bool = False) -> Optional[DeriveReport]:
+                    partial: bool = False) -> DeriveReport | None:
     """Derive ``module`` if the checkpoint is a dense net's, in place.
 
     Args:

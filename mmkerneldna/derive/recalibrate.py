@@ -1,6 +1,7 @@
 """Give the norms of changed blocks the statistics that they really see, and their branches the size that they should have."""
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from .run import Run
 TINY = 1e-12
 
 
-def batch_norms(net: nn.Module, paths: Iterable[str]) -> List[_BatchNorm]:
+def batch_norms(net: nn.Module, paths: Iterable[str]) -> list[_BatchNorm]:
     """The BatchNorms with running statistics below ``paths``, gates included, each once."""
     norms = {id(m): m for path in paths for m in net.get_submodule(path).modules()
              if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None}
@@ -63,7 +64,7 @@ def absorb(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: S
     Args:
         norms, run, batches: as in :func:`reestimate`.
     """
-    moments: Dict[_BatchNorm, _Moments] = {norm: _Moments() for norm in norms if norm.weight is not None}
+    moments: dict[_BatchNorm, _Moments] = {norm: _Moments() for norm in norms if norm.weight is not None}
     with ExitStack() as stack:
         for norm, sums in moments.items():
             stack.enter_context(watching(norm, lambda args, _, s=sums: s.add(args[0], args[0])))
@@ -93,12 +94,12 @@ class _Moments:
         self.count += ours.shape[1]
         self.sums = self.sums + torch.stack([ours.sum(1), theirs.sum(1), ours.square().sum(1), (ours * theirs).sum(1)])
 
-    def mean_and_variance(self) -> Tuple[Tensor, Tensor]:
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Of ours per channel, the variance unbiased."""
         mean = self.sums[0] / self.count
         return mean, (self.sums[2] / self.count - mean.square()).clamp_min(0) * self.count / (self.count - 1)
 
-    def line(self) -> Tuple[Tensor, Tensor]:
+    def line(self) -> tuple[Tensor, Tensor]:
         """Factor and shift per channel that bring ours closest to theirs."""
         ours, theirs, square, product = self.sums / self.count
         factor = (product - ours * theirs) / (square - ours.square()).clamp_min(TINY)
@@ -128,13 +129,13 @@ class Recalibration:
         goals = self._branches(norms)
         for block, unit in units.items():
             module, inputs = self.target.get_submodule(unit), self._inputs(unit)
-            reestimate(batch_norms(self.target, [block]), lambda args: module(*args), inputs)
+            reestimate(batch_norms(self.target, [block]), lambda args, module=module: module(*args), inputs)
             if block in norms:
                 self._match(self.target.get_submodule(norms[block]), module, inputs, goals[block])
 
-    def _branches(self, norms: Mapping[str, str]) -> Dict[str, List[Tensor]]:
+    def _branches(self, norms: Mapping[str, str]) -> dict[str, list[Tensor]]:
         """The dense outputs of these norms, of all calls in turn."""
-        seen: Dict[str, List[Tensor]] = {block: [] for block in norms}
+        seen: dict[str, list[Tensor]] = {block: [] for block in norms}
         with ExitStack() as stack:
             for block, path in norms.items():
                 norm = self.twin.get_submodule(path)
@@ -143,16 +144,16 @@ class Recalibration:
                 self.run(self.twin, batch)
         return seen
 
-    def _inputs(self, unit: str) -> List[tuple]:
+    def _inputs(self, unit: str) -> list[tuple]:
         """Arguments of all calls of ``unit`` in the target as it is now."""
-        seen: List[tuple] = []
+        seen: list[tuple] = []
         with watching(self.target.get_submodule(unit), lambda args, _: seen.append(args)):
             for batch in self.batches:
                 self.run(self.target, batch)
         return seen
 
     @staticmethod
-    def _match(norm: nn.Module, unit: nn.Module, inputs: Sequence[tuple], goals: List[Tensor]) -> None:
+    def _match(norm: nn.Module, unit: nn.Module, inputs: Sequence[tuple], goals: list[Tensor]) -> None:
         moments, goals = _Moments(), list(goals)
         with watching(norm, lambda _, out: moments.add(out, goals.pop(0))):
             for args in inputs:

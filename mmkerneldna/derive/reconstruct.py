@@ -6,10 +6,10 @@ in evaluation mode (in training mode, with twice the rate, it diverges); AdamW, 
 """
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -42,11 +42,11 @@ class Reconstruction:
     steps: int = 60
     lr: float = 5e-4
     weight_decay: float = 0.0
-    shares: Tuple[float, float, float] = (0.4, 0.3, 0.3)
+    shares: tuple[float, float, float] = (0.4, 0.3, 0.3)
     patience: int = 100
     seed: int = 0
     amp: bool = False
-    state_file: Optional[str] = None
+    state_file: str | None = None
     save_every: int = 20
     progress: bool = False
 
@@ -59,7 +59,7 @@ class Reconstruction:
         """Index in ``PHASES`` of a step."""
         return next((i for i, end in enumerate(self.ends()) if step < end), len(PHASES) - 1)
 
-    def ends(self) -> List[int]:
+    def ends(self) -> list[int]:
         """Step at which each phase ends."""
         total, ends = sum(self.shares), []
         for i in range(len(self.shares)):
@@ -71,12 +71,12 @@ class Reconstruction:
 class _State:
     step: int = 0
     taken: int = 0  # batches, for the place in the images
-    history: List[float] = field(default_factory=list)
+    history: list[float] = field(default_factory=list)
     best: float = float('inf')
     waited: int = 0
 
 
-def units_of(blocks: Sequence[str], callable_paths: set) -> List[List[str]]:
+def units_of(blocks: Sequence[str], callable_paths: set) -> list[list[str]]:
     """Modules that train on their own in each phase; '' is the whole net.
 
     A path that no run calls (a list of blocks, the branch of a head) gives way to the next module around it.
@@ -92,7 +92,7 @@ def units_of(blocks: Sequence[str], callable_paths: set) -> List[List[str]]:
 
 
 def reconstruct(target: nn.Module, twin: nn.Module, blocks: Sequence[str], run: Run, images: Images,
-                settings: Reconstruction, callable_paths: set) -> List[float]:
+                settings: Reconstruction, callable_paths: set) -> list[float]:
     """Train the changed units of ``target``, in place.
 
     Args:
@@ -163,7 +163,7 @@ def relative_loss(outputs: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def _parameters(target: nn.Module, paths: Sequence[str]) -> List[nn.Parameter]:
+def _parameters(target: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
     found = {id(p): p for path in paths for p in target.get_submodule(path).parameters()}
     return list(found.values())
 
@@ -222,7 +222,7 @@ def _resume(settings, target, optimizer, blocks) -> _State:
     path = settings.state_file
     if not path or not os.path.exists(path):
         return _State()
-    held: Dict = torch.load(path, map_location='cpu', weights_only=True)
+    held: dict = torch.load(path, map_location='cpu', weights_only=True)
     if held.get('fingerprint') != _fingerprint(settings, target, blocks):
         raise DeriveError(f'{path} is the state of another reconstruction (other steps, rate, seed, plan or net); delete it or '
                           'name another file')

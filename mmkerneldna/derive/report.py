@@ -1,7 +1,8 @@
 """What a derivation did, as a table and as data."""
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,7 +29,7 @@ class ChildRow:
     parent: str
     kind: str
     kernel_error: float
-    output_error: Optional[float] = None
+    output_error: float | None = None
     aligned: bool = False
 
 
@@ -57,23 +58,23 @@ class DeriveReport:
         left_out (list[str]): parts of the source that the target has no place for (a classifier).
         kept (list[str]): entries of the target that the source does not give (only if partial sources are allowed).
     """
-    children: List[ChildRow] = field(default_factory=list)
-    identities: List[str] = field(default_factory=list)
-    levels: List[LevelRow] = field(default_factory=list)
-    blocks: Dict[str, float] = field(default_factory=dict)
+    children: list[ChildRow] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)
+    levels: list[LevelRow] = field(default_factory=list)
+    blocks: dict[str, float] = field(default_factory=dict)
     parameters_before: int = 0
     parameters_after: int = 0
     steps: int = 0
-    loss: List[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    left_out: List[str] = field(default_factory=list)
-    kept: List[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
-    def of_kind(self, kind: str) -> List[ChildRow]:
+    def of_kind(self, kind: str) -> list[ChildRow]:
         """The children that are exact, fitted, or in identity blocks."""
         return [row for row in self.children if row.kind == kind]
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
 
@@ -105,7 +106,7 @@ class DeriveReport:
         return '\n'.join(parts + [f'{self.seconds:.1f} s'])
 
 
-def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> List[LevelRow]:
+def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> list[LevelRow]:
     """Compare features level by level.
 
     Args:
@@ -120,11 +121,11 @@ def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tenso
     return rows
 
 
-def _number(value: Optional[float]) -> str:
+def _number(value: float | None) -> str:
     return '-' if value is None else '0' if value == 0 else f'{value:.3g}'
 
 
-def _render(first: str, names: Sequence[str], rows: Sequence[Tuple[str, ...]]) -> str:
+def _render(first: str, names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
     table = Table(box=None, pad_edge=False)
     table.add_column(first, no_wrap=True)
     for name in names:

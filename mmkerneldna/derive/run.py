@@ -1,6 +1,7 @@
 """Run a net as far as its changed parts reach, and record what goes into and out of its modules."""
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
@@ -11,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..anatomy import has_proposals, heads_of, is_whole, task_of
 from .source import DeriveError
 
-Call = Tuple[tuple, Any]  # positional arguments, output
+Call = tuple[tuple, Any]  # positional arguments, output
 
 
-def tensors(tree: Any) -> List[Tensor]:
+def tensors(tree: Any) -> list[Tensor]:
     """The floating tensors in any nesting of containers."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
@@ -32,7 +33,7 @@ class Run:
         self.whole = is_whole(net)
         self.part = 'backbone' if parts <= {'backbone'} else 'features' if parts <= {'backbone', 'neck'} else 'all'
 
-    def __call__(self, net: nn.Module, images: Tensor) -> List[Tensor]:
+    def __call__(self, net: nn.Module, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) normalised images -> the outputs, one tensor per level."""
         device = next(net.parameters()).device
         images = images.to(device)
@@ -60,16 +61,16 @@ def _heads(net: nn.Module, features: Any, images: Tensor) -> Any:
     return [net.rpn_head(features), net.roi_head(features, [boxes] * len(images), samples)]
 
 
-def _grid(height: int, width: int) -> List[List[float]]:
+def _grid(height: int, width: int) -> list[list[float]]:
     """Boxes x1, y1, x2, y2: the quarters and sixteenths of the image."""
     return [[x * width / n, y * height / n, (x + 1) * width / n, (y + 1) * height / n]
             for n in (2, 4) for y in range(n) for x in range(n)]
 
 
 @contextmanager
-def recorded(net: nn.Module, paths: Iterable[str]) -> Iterator[Dict[str, List[Call]]]:
+def recorded(net: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Call]]]:
     """Record every call of the modules at ``paths``; outputs are copied, for many are changed in place afterwards."""
-    calls: Dict[str, List[Call]] = {path: [] for path in paths}
+    calls: dict[str, list[Call]] = {path: [] for path in paths}
 
     def hook(path):
         def record(module, args, output):
@@ -85,9 +86,9 @@ def recorded(net: nn.Module, paths: Iterable[str]) -> Iterator[Dict[str, List[Ca
 
 
 @torch.no_grad()
-def called(net: nn.Module, run: Run, images: Tensor) -> Set[str]:
+def called(net: nn.Module, run: Run, images: Tensor) -> set[str]:
     """Paths of the modules of ``net`` that a run calls with tensors only."""
-    seen: Set[str] = set()
+    seen: set[str] = set()
 
     def hook(path):
         def note(module, args, kwargs, output):

@@ -2,7 +2,8 @@
 import os
 import re
 from collections import Counter
-from typing import Any, Dict, Iterable, List, Mapping, Union
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from ..checkpoints.reading import plain_state_dict
 from ..checkpoints.remote import fetch
 from ..errors import KernelDNAError
 
-Source = Union[str, os.PathLike, nn.Module, Mapping[str, Any]]
+Source = str | os.PathLike | nn.Module | Mapping[str, Any]
 LISTED = 4
 
 
@@ -19,7 +20,7 @@ class DeriveError(KernelDNAError, ValueError):
     """Dense weights that can't become the target's, or images and settings that can't be used."""
 
 
-def read_source(source: Source) -> Dict[str, Tensor]:
+def read_source(source: Source) -> dict[str, Tensor]:
     """The flat state dict in ``source``, without what trainers wrap around it.
 
     Args:
@@ -55,7 +56,7 @@ def listed(names: Iterable[str]) -> str:
     return ', '.join(names[:LISTED]) + (f', ... and {len(names) - LISTED} more' if len(names) > LISTED else '') or 'nothing'
 
 
-def rename(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str, Tensor]:
+def rename(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
     """Bring the entries of ``state`` to the names in ``wanted``: the prefix that fits best is taken off or put on.
 
     A backbone takes its part of a whole detector. torchvision's and mmseg's names of MobileNetV2 are understood.
@@ -74,7 +75,7 @@ def rename(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str, Tens
     return {on + key[len(off):]: value for key, value in state.items() if key.startswith(off)}
 
 
-def _mobilenet(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def _mobilenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefixes = mobilenet_prefixes()
     renamed = {}
     for key, value in state.items():
@@ -89,5 +90,5 @@ def _mmseg_block(key: str) -> str:
     if not found:
         return key
     block, stage, position, rest = found.groups()
-    names: List[str] = ['expand_conv', 'depthwise_conv', 'linear_conv'][int(stage == '1'):]
+    names: list[str] = ['expand_conv', 'depthwise_conv', 'linear_conv'][int(stage == '1'):]
     return f'{block}.{names[int(position)]}.{rest}'

@@ -1,5 +1,5 @@
 """The start that needs weights only, or a few images to choose better: grown blocks, exact children, fitted children."""
-from typing import Dict, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class Start:
         fitting = {key: value for key, value in grown.items() if key in ours and key not in self.kept}
         self.twin.load_state_dict(fitting, strict=False)
         self.fitted = [c for c in approximated(self.parents, self.identities) if not self._equal(c)]
-        self.rows: List[ChildRow] = []
+        self.rows: list[ChildRow] = []
 
     def _equal(self, child: str) -> bool:
         return torch.equal(self._kernel(child), self._kernel(self.parents[child]))
@@ -66,13 +66,13 @@ class Start:
         """Parameters of the twin without the blocks that were added."""
         return count_parameters(self.twin) - sum(count_parameters(self.twin.get_submodule(b)) for b in self.identities)
 
-    def changed_blocks(self) -> List[str]:
+    def changed_blocks(self) -> list[str]:
         """Blocks with a fitted child or with a parent of one, in the order of definition."""
         paths = {*self.fitted, *(self.parents[c] for c in self.fitted)}
         return list(dict.fromkeys(block_of(name) for name, _ in self.twin.named_modules() if name in paths))
 
     @torch.no_grad()
-    def fit(self, compromise: bool, align: bool, run: Optional[Run], batches: Sequence[Tensor]) -> None:
+    def fit(self, compromise: bool, align: bool, run: Run | None, batches: Sequence[Tensor]) -> None:
         """Choose the fitted children's starts and write everything into the target."""
         aligned = self._align(run, batches) if align else set()
         kernels = {child: self._kernel(child).clone() for child in self.parents}
@@ -99,8 +99,8 @@ class Start:
             self.target.get_submodule(parent).weight.copy_(kernel)
 
     @staticmethod
-    def _set(child: ChildConv2d, kernel: Tensor, parent: Tensor, exact: bool, signs: Optional[Tensor],
-             covariance: Optional[Tensor]) -> None:
+    def _set(child: ChildConv2d, kernel: Tensor, parent: Tensor, exact: bool, signs: Tensor | None,
+             covariance: Tensor | None) -> None:
         inverse = neutral_gate(child)
         residual = getattr(child, 'residual_b', None)
         if residual is not None:
@@ -116,7 +116,7 @@ class Start:
         residual.copy_(left * inverse)
         child.residual_a.copy_(right)
 
-    def _family_means(self) -> Dict[str, Tensor]:
+    def _family_means(self) -> dict[str, Tensor]:
         """Parent of a fitted child -> the mean kernel of the two or more that compute with it, at the parent's size."""
         means = {}
         for parent in dict.fromkeys(self.parents[c] for c in self.fitted):
@@ -128,7 +128,7 @@ class Start:
             self.fitted += [c for c in family if c not in self.fitted]
         return means
 
-    def _signs(self, run: Run, batches: Sequence[Tensor]) -> Dict[str, Tensor]:
+    def _signs(self, run: Run, batches: Sequence[Tensor]) -> dict[str, Tensor]:
         """For each fitted child whether the outputs of its own and the parent's kernel rise together, per filter."""
         signs = {}
         for child, pairs in output_pairs(self.twin, self._fitted_pairs(), run, batches).items():
@@ -137,10 +137,10 @@ class Start:
                 signs[child] = torch.where(correlation(joined).diagonal() < 0, -1.0, 1.0)
         return signs
 
-    def _fitted_pairs(self) -> Dict[str, str]:
+    def _fitted_pairs(self) -> dict[str, str]:
         return {child: self.parents[child] for child in self.fitted}
 
-    def _align(self, run: Optional[Run], batches: Sequence[Tensor]) -> set:
+    def _align(self, run: Run | None, batches: Sequence[Tensor]) -> set:
         """Relabel hidden channels where it raises the correlation, on pixels that it was not chosen by; by kernels without
         images."""
         free = {child: free_hidden(self.twin, child, self.parents) for child in self.fitted}
@@ -160,7 +160,7 @@ class Start:
             done.add(child)
         return done
 
-    def _covariance(self, child: str, run: Run, batches: Sequence[Tensor]) -> Optional[Tensor]:
+    def _covariance(self, child: str, run: Run, batches: Sequence[Tensor]) -> Tensor | None:
         """Second moment of the child's unfolded input, if it has a residual and no groups."""
         conv = self.twin.get_submodule(child)
         if getattr(children_of(self.target)[child], 'residual_b', None) is None or conv.groups != 1:

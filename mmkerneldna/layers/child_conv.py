@@ -4,7 +4,6 @@ KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., ht
 
 Shapes: N batch, C_in / C_out channels, G groups, k kernel size.
 """
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class ChildConv2d(nn.Conv2d):
                  bias: bool = False,
                  padding_mode: str = 'zeros',
                  reduction: int = 4,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 norm_cfg: dict | None = dict(type='BN'),
                  residual_rank: int = 0,
                  spatial_scale: bool = True) -> None:
         # On 'meta' the kernel that nn.Conv2d makes, to be replaced at once, costs neither memory nor random numbers.
@@ -132,7 +131,7 @@ class ChildConv2d(nn.Conv2d):
         """Elements of the parameters after :meth:`to_plain`, the gate included, before a norm is folded."""
         return count_parameters(self) - sum(p.numel() for p in self._baked_parameters())
 
-    def _baked_parameters(self) -> List[nn.Parameter]:
+    def _baked_parameters(self) -> list[nn.Parameter]:
         parts = (self.filter_scale, self.spatial_scale, self.residual_b, self.residual_a)
         return [part for part in parts if part is not None]
 
@@ -148,7 +147,7 @@ class ChildConv2d(nn.Conv2d):
             conv.bias = nn.Parameter(self.bias.clone())
         return conv.train(self.training)
 
-    def adapter_parameters(self) -> List[nn.Parameter]:
+    def adapter_parameters(self) -> list[nn.Parameter]:
         """Parameters of the adapter: gate, static modulations and residual, neither kernel nor bias."""
         return self._baked_parameters() + list(self.gate.parameters())
 
@@ -160,7 +159,7 @@ class ChildConv2d(nn.Conv2d):
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         return self._gated_conv(input, self.weight, self.bias, self.residual_b)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # efficient_conv_bn_eval calls this, with a weight that carries the norm's factor.
         residual_b = self.residual_b
         if residual_b is not None and weight is not self.weight:
@@ -168,7 +167,7 @@ class ChildConv2d(nn.Conv2d):
             residual_b = residual_b * filter_factor(weight, self.weight).to(residual_b.dtype)
         return self._gated_conv(input, weight, bias, residual_b)
 
-    def _gated_conv(self, input: Tensor, weight: Tensor, bias: Optional[Tensor], residual_b: Optional[Tensor]) -> Tensor:
+    def _gated_conv(self, input: Tensor, weight: Tensor, bias: Tensor | None, residual_b: Tensor | None) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check_parent()
         gate = self.gate(input)

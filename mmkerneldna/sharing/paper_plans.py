@@ -6,25 +6,24 @@ topologies of ResNet-18, ResNet-50 and MobileNetV2 are facts of the released cod
 Each row is (stage, child block, child conv, parent block, parent conv, reduction); stages count from 1, blocks from 0.
 """
 import difflib
-from typing import Dict, List, Tuple
 
 from .plan import Borrowing, SharingPlan, SharingPlanError
 
-Row = Tuple[int, int, str, int, str, int]
+Row = tuple[int, int, str, int, str, int]
 
 
-def _basic_stage(stage: int, blocks: int) -> List[Row]:
+def _basic_stage(stage: int, blocks: int) -> list[Row]:
     """FS-SF-SF-...: the second conv of block 0 and the first of every later block borrow the next block's conv2."""
     rows = [(stage, 0, 'conv2', 1, 'conv2', 4)]
     return rows + [(stage, b, 'conv1', b, 'conv2', 4) for b in range(1, blocks)]
 
 
-def _paired_stage(stage: int, blocks: int, convs: Tuple[str, ...] = ('conv2', ), reduction: int = 4) -> List[Row]:
+def _paired_stage(stage: int, blocks: int, convs: tuple[str, ...] = ('conv2', ), reduction: int = 4) -> list[Row]:
     """F-n(SF): behind block 0, every odd block borrows from the even one after it."""
     return [(stage, b, conv, b + 1, conv, reduction) for b in range(1, blocks - 1, 2) for conv in convs]
 
 
-def _inverted_stage(stage: int, blocks: int) -> List[Row]:
+def _inverted_stage(stage: int, blocks: int) -> list[Row]:
     """F-nS-F: all blocks but the first and the last borrow the last one's two 1x1 convs."""
     last = blocks - 1
     return [(stage, b, conv, last, conv, reduction) for b in range(1, last)
@@ -35,7 +34,7 @@ def _inverted_stage(stage: int, blocks: int) -> List[Row]:
 # the 1024 channels in front of such a conv would cost as much as the kernel saves, hence MobileNetV2's 24.
 _RESNEXT = dict(convs=('conv1', 'conv3'), reduction=24)
 
-TABLES: Dict[str, List[Row]] = {
+TABLES: dict[str, list[Row]] = {
     # The paper's.
     'resnet18': _basic_stage(3, 3) + _basic_stage(4, 3),
     'resnet50': _paired_stage(3, 7) + _paired_stage(4, 3),
@@ -54,7 +53,7 @@ def _plan(name: str) -> SharingPlan:
     return SharingPlan(tuple(rows), name)
 
 
-PLANS: Dict[str, SharingPlan] = {name: _plan(name) for name in TABLES}
+PLANS: dict[str, SharingPlan] = {name: _plan(name) for name in TABLES}
 
 
 def get_plan(name: str) -> SharingPlan:

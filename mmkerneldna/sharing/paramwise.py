@@ -1,5 +1,5 @@
 """Shared kernels and per-parameter optimizer settings."""
-from typing import Mapping, MutableMapping, Optional
+from collections.abc import Mapping, MutableMapping
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -72,7 +72,7 @@ def check_paramwise(model: nn.Module, optim_wrapper: Mapping) -> None:
                                f'(--cfg-options optim_wrapper.constructor={OURS})')
 
 
-def _custom_key(name: str, paramwise: Mapping) -> Optional[str]:
+def _custom_key(name: str, paramwise: Mapping) -> str | None:
     """The key of ``custom_keys`` that mmengine takes for this parameter: the longest one contained in its name."""
     keys = sorted(sorted(paramwise.get('custom_keys', {})), key=len, reverse=True)
     return next((key for key in keys if key in name), None)

@@ -9,8 +9,9 @@ the module it is given, functions without state of their own, which go along in 
 - loading gives a child what its parent gets, the very ``Parameter`` with ``assign=True``, and reports any other kernel under
   the child's name (a static net's) as unexpected.
 """
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Tie(NamedTuple):
     parent: str
 
 
-def find_ties(module: nn.Module) -> List[Tie]:
+def find_ties(module: nn.Module) -> list[Tie]:
     """Ties between children and parents below ``module``; a child whose parent is elsewhere, or gone, owns its kernel."""
     places = list(module.named_modules(remove_duplicate=False))
     paths = {id(m): path for path, m in reversed(places)}
@@ -85,6 +86,6 @@ def _key(prefix: str, path: str) -> str:
     return f'{prefix}{path}.weight'
 
 
-def _same(one: Any, other: Optional[Tensor]) -> bool:
+def _same(one: Any, other: Tensor | None) -> bool:
     """Whether the file holds one kernel twice; then neither entry is foreign."""
     return one is other or (torch.is_tensor(one) and other is not None and one.shape == other.shape and torch.equal(one, other))
