@@ -3,10 +3,13 @@
     python tools/derive.py configs/fcn/fcn_kdna-r18-d8_4xb4-160k_ade20k-512x512.py --from static.pth --out derived.pth
     python tools/derive.py STATIC_CONFIG --from static.pth --data --steps 60 --out derived.pth \
         --plan layer3.0.conv2=layer3.1.conv2,layer3.1.conv1=layer3.1.conv2
+    python tools/derive.py STATIC_CONFIG --from static.pth --data --out derived.pth --plan redundancy:0.5
 
 Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches
-back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. Beside FILE.pth lie FILE.py,
-the config that train.py and test.py take with it, and the report: FILE.txt, FILE.json and FILE.png.
+back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. --plan redundancy:0.5 picks,
+from the weights and the images, the parents and children of least predicted damage that leave half the backbone's parameters;
+FILE.py then holds the plan that came out. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and the
+report: FILE.txt, FILE.json and FILE.png.
 """
 import argparse
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch
 from mmengine.config import DictAction
 
 from mmkerneldna import launch
+from mmkerneldna.anatomy import backbone_of
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.checkpoints.remote import fetch
 from mmkerneldna.derive import Reconstruction, derive
@@ -23,8 +27,9 @@ from mmkerneldna.derive.images import DatasetImages, FolderImages
 from mmkerneldna.derive.outputs import check_out, write_outputs
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number, seed
-from mmkerneldna.launch.sharing import parse_plan, set_sharing
+from mmkerneldna.launch.sharing import parse_plan, set_sharing, without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
+from mmkerneldna.sharing import resolve_plan
 
 
 def parse_args():
@@ -41,7 +46,8 @@ def parse_args():
                         help="images per batch (default: 8 of a folder, the data loader's with --data)")
     parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'),
                         help='of the crops of --images')
-    parser.add_argument('--plan', help='another plan for the backbone: a name, child=parent,... pairs, JSON or a .json file')
+    parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters to '
+                        'keep), child=parent,... pairs, JSON or a .json file')
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
                         help='parents keep their kernels, or each family shares the mean of its kernels')
@@ -65,6 +71,17 @@ def find_images(args, cfg, model):
     return DatasetImages(cfg, model, args.batch, args.seed) if args.data else None
 
 
+def find_plan(args, cfg, checkpoint):
+    """The plan of the command line, None for the config's; a policy that looks at trained weights is given them."""
+    plan = parse_plan(args.plan) if args.plan else None
+    if not isinstance(plan, dict) or plan.get('type') != 'redundancy':
+        return plan
+    static = build_from_config(without_sharing(cfg)).to(args.device)
+    given = {} if args.residual_rank is None else dict(residual_rank=args.residual_rank)
+    policy = {**given, 'checkpoint': checkpoint, 'images': find_images(args, cfg, static), **plan}
+    return resolve_plan(backbone_of(static), policy).to_mapping()
+
+
 def settings(args) -> Reconstruction:
     """Of the reconstruction; its state lies beside the checkpoint until it is done."""
     state = args.out.with_suffix('.state')
@@ -79,9 +96,9 @@ def main():
         install_safe_loading(args.unsafe_checkpoint)
         check_out(args.out)
         cfg = launch.load_config(args.config, args.cfg_options)
-        set_sharing(cfg, parse_plan(args.plan) if args.plan else None, args.residual_rank)
         launch.unsync_batch_norm(cfg)
         checkpoint = fetch(args.source)
+        set_sharing(cfg, find_plan(args, cfg, checkpoint), args.residual_rank)
         torch.manual_seed(args.seed)
         model = build_from_config(cfg).to(args.device)
         reconstruction = settings(args)

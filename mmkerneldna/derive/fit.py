@@ -59,6 +59,20 @@ def least_squares(kernel: Tensor, parent: Tensor) -> Scales:
     return Scales(factor.view(-1, 1, 1, 1), identity_scales(kernel).taps)
 
 
+def closest(kernel: Tensor, parent: Tensor) -> Scales:
+    """Factors per filter and per tap that leave the smallest remainder, by alternating least squares.
+
+    Args:
+        kernel, parent (Tensor): (C_out, C_in, k, k).
+    """
+    product, square = (kernel * parent).sum(1), parent.square().sum(1)  # (C_out, k, k): all that the factors depend on
+    filters, taps = identity_scales(kernel)
+    for _ in range(ROUNDS):
+        filters = _regression(product, square, taps[0], (1, 2)).view(-1, 1, 1, 1)
+        taps = _regression(product, square, filters[:, 0], (0, )).view_as(taps)
+    return Scales(_regression(product, square, taps[0], (1, 2)).view(-1, 1, 1, 1), taps)
+
+
 def low_rank(remainder: Tensor, rank: int, covariance: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
     """B A of rank r closest to ``remainder`` (C_out, C_in * k * k): in its output if the inputs' covariance is known.
 
@@ -86,6 +100,11 @@ def low_rank(remainder: Tensor, rank: int, covariance: Optional[Tensor] = None) 
 def relative_error(kernel: Tensor, fitted: Tensor) -> float:
     """||fitted - kernel|| / ||kernel||."""
     return float((fitted - kernel).norm() / kernel.norm().clamp_min(TINY))
+
+
+def _regression(product: Tensor, square: Tensor, factor: Tensor, dims: Tuple[int, ...]) -> Tensor:
+    """Best factors over the other dimensions, given the ones over ``dims``."""
+    return (product * factor).sum(dims) / (square * factor.square()).sum(dims).clamp_min(TINY)
 
 
 def _ratio(goal: Tensor, own: Tensor) -> Tensor:

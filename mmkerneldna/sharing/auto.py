@@ -1,24 +1,26 @@
 """The automatic policy: a sharing plan for any module."""
 import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
 from ..layers.match import describe_convs, free_convs
 from ..modules import is_plain_conv
 from .plan import Borrowing, SharingPlan, SharingPlanError, adapter_size
+from .policies import register_policy
 
 Taken = Callable[[nn.Conv2d], bool]
 
 
+@register_policy('auto')
 def auto_plan(module: nn.Module,
               pattern: str = 'FS',
-              stages: Optional[Sequence[str]] = None,
-              kernel_sizes: Optional[Sequence[int]] = None,
+              stages: Sequence[str] | None = None,
+              kernel_sizes: Sequence[int] | None = None,
               min_kernel_params: int = 8192,
               reduction: int = 4,
-              across_stages: Optional[bool] = None,
+              across_stages: bool | None = None,
               residual_rank: int = 0,
               spatial_scale: bool = True) -> SharingPlan:
     """Make a plan for any module.
@@ -54,7 +56,7 @@ def auto_plan(module: nn.Module,
         groups = _groups(module, stages, taken, min_kernel_params, across)
         pairs = [pair for paths in groups.values() for pair in _borrow_within(paths, _expand(pattern, len(paths)))]
         candidates = (Borrowing(c, p, reduction, residual_rank, spatial_scale) for c, p in pairs)
-        borrowings = tuple(b for b in candidates if _worth(module.get_submodule(b.child), b))
+        borrowings = tuple(b for b in candidates if worth(module.get_submodule(b.child), b))
         if borrowings:
             return SharingPlan(borrowings, 'auto')
     raise SharingPlanError(
@@ -76,7 +78,7 @@ def _check_pattern(pattern: str) -> None:
                                "at most one letter starred, such as 'FS', 'S*F' or 'FS*F'")
 
 
-def _check_stages(module: nn.Module, stages: Union[str, Sequence[str], None]) -> None:
+def _check_stages(module: nn.Module, stages: str | Sequence[str] | None) -> None:
     if isinstance(stages, str):
         raise SharingPlanError(f'stages={stages!r} must be a sequence of path prefixes, such as ({stages!r},)')
     paths = [name for name, _ in module.named_modules()]
@@ -87,9 +89,9 @@ def _check_stages(module: nn.Module, stages: Union[str, Sequence[str], None]) ->
                                    f"{', '.join(known)}")
 
 
-def _groups(module: nn.Module, stages: Optional[Sequence[str]], taken: Taken, min_kernel_params: int,
-            across_stages: bool) -> Dict[Tuple, List[str]]:
-    groups: Dict[Tuple, List[str]] = {}
+def _groups(module: nn.Module, stages: Sequence[str] | None, taken: Taken, min_kernel_params: int,
+            across_stages: bool) -> dict[tuple, list[str]]:
+    groups: dict[tuple, list[str]] = {}
     for path, conv in free_convs(module).items():
         if conv.weight.numel() >= min_kernel_params and _inside(path, stages) and taken(conv):
             stage = '' if across_stages else stage_of(path)
@@ -105,11 +107,11 @@ def _pointwise(conv: nn.Conv2d) -> bool:
     return not _spatial(conv)
 
 
-def _square(conv: nn.Conv2d) -> Optional[int]:
+def _square(conv: nn.Conv2d) -> int | None:
     return conv.kernel_size[0] if conv.kernel_size[0] == conv.kernel_size[1] else None
 
 
-def _inside(path: str, stages: Optional[Iterable[str]]) -> bool:
+def _inside(path: str, stages: Iterable[str] | None) -> bool:
     return stages is None or any(path == stage or path.startswith(stage + '.') for stage in stages)
 
 
@@ -122,7 +124,7 @@ def _expand(pattern: str, length: int) -> str:
     return (head + pattern[star - 1] * max(0, length - len(head) - len(tail)) + tail)[:length]
 
 
-def _borrow_within(paths: List[str], letters: str) -> List[Tuple[str, str]]:
+def _borrow_within(paths: list[str], letters: str) -> list[tuple[str, str]]:
     full = [i for i, letter in enumerate(letters) if letter == 'F']
     if not full:
         return []
@@ -130,5 +132,6 @@ def _borrow_within(paths: List[str], letters: str) -> List[Tuple[str, str]]:
             if letter == 'S']
 
 
-def _worth(conv: nn.Conv2d, b: Borrowing) -> bool:
+def worth(conv: nn.Conv2d, b: Borrowing) -> bool:
+    """Whether the kernel that a child in the place of ``conv`` gives up is larger than its adapter."""
     return b.reduction <= conv.in_channels and adapter_size(conv, **b.options()) < conv.weight.numel()

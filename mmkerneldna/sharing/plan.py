@@ -1,6 +1,7 @@
 """A sharing plan as data: which convolution borrows whose kernel, in whatever module."""
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterable, List, Mapping, Tuple
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,7 @@ class Borrowing:
     residual_rank: int = 0
     spatial_scale: bool = True
 
-    def options(self) -> Dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """How the child adapts the kernel: what :class:`mmkerneldna.layers.ChildConv2d` takes and :meth:`__str__` says."""
         return dict(reduction=self.reduction, residual_rank=self.residual_rank, spatial_scale=self.spatial_scale)
 
@@ -57,7 +58,7 @@ class SharingPlan:
         layer3.4.conv2
         └── layer3.3.conv2 (reduction 4)
     """
-    borrowings: Tuple[Borrowing, ...]
+    borrowings: tuple[Borrowing, ...]
     name: str = 'custom'
 
     def __post_init__(self) -> None:
@@ -74,12 +75,24 @@ class SharingPlan:
             seen.add(b.child)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, str], reduction: int = 4, name: str = 'custom') -> 'SharingPlan':
-        """Plan from ``{child path: parent path}``, one reduction for all gates."""
-        return cls(tuple(Borrowing(child, parent, reduction) for child, parent in mapping.items()), name)
+    def from_mapping(cls, mapping: Mapping[str, str | Mapping[str, Any]], reduction: int = 4,
+                     name: str = 'custom') -> 'SharingPlan':
+        """Plan from ``{child path: parent path}``, one reduction for all gates.
+
+        Where a child has options of its own, ``dict(parent=..., reduction=..., ...)`` stands for the parent's path.
+
+        Raises:
+            SharingPlanError: a child with something else, or with an option that there is not.
+        """
+        return cls(tuple(_borrowing(child, parent, reduction, name) for child, parent in mapping.items()), name)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What :meth:`from_mapping` makes the same borrowings of: plain data, for a config."""
+        return {b.child: {'parent': b.parent, **changed} if (changed := _changed_options(b)) else b.parent
+                for b in self.borrowings}
 
     @property
-    def children(self) -> Dict[str, str]:
+    def children(self) -> dict[str, str]:
         """{child path: parent path}."""
         return {b.child: b.parent for b in self.borrowings}
 
@@ -140,6 +153,20 @@ class SharingPlan:
         return '\n'.join(lines)
 
 
+def _borrowing(child: str, parent: Any, reduction: int, plan: str) -> Borrowing:
+    options = {'parent': parent} if isinstance(parent, str) else parent
+    known = {'parent', *Borrowing('', '').options()}
+    if not isinstance(options, Mapping) or 'parent' not in options or set(options) - known:
+        raise SharingPlanError(f"plan '{plan}': {child} must have the path of its parent, or a dict of parent and any of "
+                               f'{", ".join(sorted(known - {"parent"}))}, got {parent!r}')
+    return Borrowing(child, **{'reduction': reduction, **options})
+
+
+def _changed_options(b: Borrowing) -> dict[str, Any]:
+    default = Borrowing(b.child, b.parent).options()
+    return {key: value for key, value in b.options().items() if value != default[key]}
+
+
 def adapter_size(conv: nn.Conv2d, reduction: int, residual_rank: int = 0, spatial_scale: bool = True) -> int:
     """Parameters that a child in the place of ``conv`` adds: gate (with a BN), static modulations and residual."""
     if isinstance(conv, ChildConv2d):
@@ -156,13 +183,13 @@ def _headline(plan: SharingPlan) -> str:
     return f"sharing plan '{plan.name}': {len(plan)} children, {parents} parents"
 
 
-def _by_parent(borrowings: Iterable[Borrowing]) -> List[Tuple[str, List[Borrowing]]]:
-    groups: Dict[str, List[Borrowing]] = {}
+def _by_parent(borrowings: Iterable[Borrowing]) -> list[tuple[str, list[Borrowing]]]:
+    groups: dict[str, list[Borrowing]] = {}
     for b in borrowings:
         groups.setdefault(b.parent, []).append(b)
     return list(groups.items())
 
 
-def _branches(texts: Iterable[str]) -> List[str]:
+def _branches(texts: Iterable[str]) -> list[str]:
     texts = list(texts)
     return [('└── ' if i == len(texts) - 1 else '├── ') + text for i, text in enumerate(texts)]

@@ -1,6 +1,8 @@
 """Apply a sharing plan to a built module, all or nothing."""
 import difflib
-from typing import Any, Dict, Mapping, Optional, Union
+import inspect
+from collections.abc import Mapping
+from typing import Any, Union
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -12,6 +14,7 @@ from ..modules import is_plain_conv, replace
 from .auto import auto_plan
 from .paper_plans import get_plan
 from .plan import Borrowing, SharingPlan, SharingPlanError
+from .policies import PLAN_POLICIES
 from .ties import keep_ties
 
 PlanLike = Union[SharingPlan, str, Mapping[str, Any]]
@@ -23,7 +26,8 @@ def resolve_plan(module: nn.Module, plan: PlanLike) -> SharingPlan:
     Args:
         module (nn.Module): the module the plan is for; the automatic policy looks at it.
         plan: a :class:`SharingPlan`; a name of :data:`PLANS` or ``'auto'``; ``dict(type='auto', ...)`` with the
-            arguments of :func:`auto_plan`; a mapping {child path: parent path}.
+            arguments of :func:`auto_plan`, or another policy of :data:`PLAN_POLICIES` with its own; a mapping {child path:
+            parent path}, see :meth:`SharingPlan.from_mapping`.
 
     Raises:
         SharingPlanError: none of these, an unknown name, or a policy that does not fit.
@@ -40,21 +44,23 @@ def resolve_plan(module: nn.Module, plan: PlanLike) -> SharingPlan:
     return SharingPlan.from_mapping(plan)
 
 
-def _policy_plan(module: nn.Module, policy: Dict[str, Any]) -> SharingPlan:
+def _policy_plan(module: nn.Module, policy: dict[str, Any]) -> SharingPlan:
     kind = policy.pop('type')
-    if kind != 'auto':
-        raise SharingPlanError(f"the policy type of a plan must be 'auto', got {kind!r}")
+    if kind not in PLAN_POLICIES:
+        raise SharingPlanError(f"the policy type of a plan must be {' or '.join(map(repr, PLAN_POLICIES))}, got {kind!r}")
+    make = PLAN_POLICIES[kind]
     try:
-        return auto_plan(module, **policy)
+        inspect.signature(make).bind(module, **policy)
     except TypeError as error:
-        raise SharingPlanError(f"dict(type='auto', ...): {error}") from None
+        raise SharingPlanError(f'dict(type={kind!r}, ...): {error}') from None
+    return make(module, **policy)
 
 
 def share_kernels(module: nn.Module,
                   plan: PlanLike,
-                  gate_cfg: Optional[dict] = None,
-                  residual_rank: Optional[int] = None,
-                  spatial_scale: Optional[bool] = None) -> nn.Module:
+                  gate_cfg: dict | None = None,
+                  residual_rank: int | None = None,
+                  spatial_scale: bool | None = None) -> nn.Module:
     """Let convolutions of ``module`` borrow kernels, in place.
 
     The plan is checked as a whole first; on any error the module is as it was.
@@ -90,7 +96,7 @@ def share_kernels(module: nn.Module,
     return module
 
 
-def _with_gates(plan: SharingPlan, gate_cfg: Optional[dict]):
+def _with_gates(plan: SharingPlan, gate_cfg: dict | None):
     gate_cfg = dict(gate_cfg or {})
     unknown = set(gate_cfg) - {'reduction', 'norm_cfg'}
     if unknown:
@@ -137,9 +143,9 @@ def _check_fit(b: Borrowing, child: nn.Conv2d, parent: nn.Conv2d, plan: str) -> 
                                f'on {parent.weight.device} in {parent.weight.dtype}; move the module as a whole first')
 
 
-def _check_distinct(plan: SharingPlan, convs: Dict[str, nn.Conv2d]) -> None:
+def _check_distinct(plan: SharingPlan, convs: dict[str, nn.Conv2d]) -> None:
     """A conv may hang in several places; a plan may name it by one of them, in one role."""
-    first: Dict[int, str] = {}
+    first: dict[int, str] = {}
     for path, conv in convs.items():
         other = first.setdefault(id(conv), path)
         if path != other and (path in plan.children or other in plan.children):
@@ -158,9 +164,9 @@ def _check_free(module: nn.Module, plan: SharingPlan) -> None:
 @MODELS.register_module(name='KernelDNA')
 def build_shared(module: dict,
                  plan: PlanLike = 'auto',
-                 gate_cfg: Optional[dict] = None,
-                 residual_rank: Optional[int] = None,
-                 spatial_scale: Optional[bool] = None,
+                 gate_cfg: dict | None = None,
+                 residual_rank: int | None = None,
+                 spatial_scale: bool | None = None,
                  **injected) -> nn.Module:
     """Share kernels in any module built from a config.
 

@@ -32,7 +32,7 @@ class Net(nn.Module):
     ({'a': 'block'}, 'block is a ConvModule'),
     ('resnet18x', "no sharing plan is named 'resnet18x'"),
     (['a', 'b'], 'a plan is a SharingPlan'),
-    (dict(type='automatic'), "must be 'auto', got 'automatic'"),
+    (dict(type='automatic'), "must be 'auto' or 'redundancy', got 'automatic'"),
     (dict(type='auto', patern='FS'), "patern"),
     (SharingPlan.from_mapping({'a': 'b'}, reduction=5), 'reduction=5 of a must lie between 1 and its 4'),
     ({'b': 'a', 'a': 'block.conv'}, 'a is a child and a parent'),

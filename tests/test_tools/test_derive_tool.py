@@ -10,6 +10,7 @@ from tiny_runs import ROOT, run_tool
 
 from mmkerneldna.errors import UsageError
 from mmkerneldna.launch.sharing import parse_plan, set_sharing
+from mmkerneldna.modules import count_parameters
 
 STATIC = str(ROOT / 'configs/shapes/upernet_r18_shapes.py')
 SHARED = str(ROOT / 'configs/shapes/upernet_kdna-r18_shapes.py')
@@ -71,6 +72,7 @@ def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
         ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'empty'), *narrow], 'no image below'),
         ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'broken'), *narrow], "can't be read"),
         ([STATIC, '--from', str(static_file), *out, '--residual-rank', '4'], 'add --plan'),
+        ([STATIC, '--from', str(static_file), *out, '--plan', 'redundancy:0.1', *narrow], 'the lowest that ResNet'),
     ]
     for argv, message in cases:
         assert run_tool('derive.py', argv) == 2, argv
@@ -79,12 +81,30 @@ def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
     assert not (tmp_path / 'derived.pth').exists()
 
 
+def test_a_plan_from_a_budget_is_written_as_it_came_out(static_file, tmp_path, capsys):
+    out = tmp_path / 'derived.pth'
+    policy = '{"type": "redundancy", "budget": 0.7, "spatial_scale": false}'
+    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--device', 'cpu', '--plan', policy,
+                                  '--cfg-options', *NARROW]) == 0
+    backbone = Config.fromfile(out.with_suffix('.py')).model.backbone
+    assert backbone.plan and all(set(value) == {'parent', 'spatial_scale'} for value in backbone.plan.values())
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        shared, dense = MODELS.build(backbone), MODELS.build(backbone.module)
+    state = torch.load(out, weights_only=True)['state_dict']
+    shared.load_state_dict({key[9:]: value for key, value in state.items() if key.startswith('backbone.')})  # strict
+    assert count_parameters(shared) <= 0.7 * count_parameters(dense)
+    assert run_tool('derive.py', [SHARED, '--from', str(static_file), '--out', str(out), '--device', 'cpu',
+                                  '--plan', 'redundancy:0.2', '--cfg-options', *NARROW]) == 2
+    assert 'grow=True' in capsys.readouterr().err
+
+
 def test_plans_of_the_command_line(tmp_path):
     (tmp_path / 'plan.json').write_text('{"a.0": "a.1"}')
     assert parse_plan('resnet18') == 'resnet18'
+    assert parse_plan('redundancy:0.5') == dict(type='redundancy', budget=0.5)
     assert parse_plan('a.0=a.1,b.0=b.1') == {'a.0': 'a.1', 'b.0': 'b.1'}
     assert parse_plan(str(tmp_path / 'plan.json')) == parse_plan('{"a.0": "a.1"}') == {'a.0': 'a.1'}
-    for text in ('a=', '{"a"', 'a=b=c', 'nowhere.json'):
+    for text in ('a=', '{"a"', 'a=b=c', 'nowhere.json', 'redundancy:half'):
         with pytest.raises(UsageError, match='--plan'):
             parse_plan(text)
 
