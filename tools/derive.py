@@ -8,8 +8,8 @@
 Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches
 back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. --plan redundancy:0.5 picks,
 from the weights and the images, the parents and children of least predicted damage that leave half the backbone's parameters;
-FILE.py then holds the plan that came out. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and the
-report: FILE.txt, FILE.json and FILE.png.
+FILE.py then holds the plan that came out. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and
+the report: FILE.txt, FILE.json and FILE.png.
 """
 import argparse
 from pathlib import Path
@@ -46,8 +46,8 @@ def parse_args():
                         help="images per batch (default: 8 of a folder, the data loader's with --data)")
     parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'),
                         help='of the crops of --images')
-    parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters to '
-                        'keep), child=parent,... pairs, JSON or a .json file')
+    parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters '
+                        'to keep), child=parent,... pairs, JSON or a .json file')
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
                         help='parents keep their kernels, or each family shares the mean of its kernels')

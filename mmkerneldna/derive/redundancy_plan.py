@@ -42,8 +42,8 @@ def redundancy_plan(module: nn.Module,
                     redundancy: Redundancy | None = None) -> SharingPlan:
     """Choose parents and children of least predicted damage so that at most ``budget`` of the parameters are left.
 
-    Counted are the unique parameters: each kernel once, gates and all other adapters included, against those of ``module`` as it
-    is. The net keeps its depth, so the deployed net (every kernel written out) has the old size and speed, but for the gates.
+    Counted are the unique parameters: each kernel once, gates and all other adapters included, against those of ``module`` as
+    it is. The net keeps its depth, so the deployed net (every kernel written out) has the old size and speed, but for the gates.
 
     Args:
         module (nn.Module): with trained weights; not changed.
@@ -99,10 +99,10 @@ def _groups(module: nn.Module, across_stages: bool, options: Mapping) -> list[tu
 def _check_possible(module: nn.Module, groups: Sequence[tuple[list[str], int]], budget: float, total: int) -> None:
     left = total - sum((len(paths) - 1) * saving for paths, saving in groups)
     if left > budget * total:
-        raise SharingPlanError(f"budget={budget:g} can't be met: the lowest that {type(module).__name__} allows is "
-                               f'{math.ceil(left / total * 1000) / 1000:g} ({left:,} of {total:,} parameters, gates included, with '
-                               'one kernel for each shape); raise the budget, or try a larger reduction, a lower residual_rank or '
-                               'across_stages=True')
+        lowest = math.ceil(left / total * 1000) / 1000
+        raise SharingPlanError(f"budget={budget:g} can't be met: the lowest that {type(module).__name__} allows is {lowest:g} "
+                               f'({left:,} of {total:,} parameters, gates included, with one kernel for each shape); raise the '
+                               'budget, or try a larger reduction, a lower residual_rank or across_stages=True')
 
 
 def _ladder(paths: Sequence[str], saving: int, damage: Mapping[tuple[str, str], float]) -> list[Choice]:

@@ -1,4 +1,4 @@
-"""``plan=dict(type='redundancy', budget=..., checkpoint=...)``: the plan of least predicted damage, where a config asks for it."""
+"""``plan=dict(type='redundancy', budget=..., checkpoint=...)``: the plan of least predicted damage, as a config asks for it."""
 import os
 from collections.abc import Iterable
 
@@ -42,8 +42,8 @@ def redundancy_policy(module: nn.Module,
     """
     trained = module if checkpoint is None else with_weights(module, checkpoint, grow)
     if checkpoint is None and _is_fresh(module):
-        raise SharingPlanError(f"dict(type='redundancy', ...) needs trained weights, and the norms of {type(module).__name__} have "
-                               'seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a module that holds one')
+        raise SharingPlanError("dict(type='redundancy', ...) needs trained weights, and the norms of "
+                               f'{type(module).__name__} have seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a module that holds one')
     if isinstance(images, (str, os.PathLike)):
         images = FolderImages(os.fspath(images), trained, tuple(size))
     return redundancy_plan(trained, budget, images, across_stages=across_stages, reduction=reduction,
@@ -59,8 +59,8 @@ def with_weights(module: nn.Module, checkpoint: Source, grow: bool = False) -> n
     """
     start = Start(module, read_source(checkpoint))
     if start.identities and not grow:
-        raise SharingPlanError(f'{type(module).__name__} has blocks that the checkpoint lacks ({", ".join(sorted(start.identities))} '
-                               'would be identities): for the same latency put the plan around the static net, '
+        extra = ', '.join(sorted(start.identities))
+        raise SharingPlanError(f'{type(module).__name__} has blocks that the checkpoint lacks ({extra} would be identities): for the same latency put the plan around the static net, '
                                "dict(type='KernelDNA', module=..., plan=...), or accept the growth by grow=True")
     return start.twin
 

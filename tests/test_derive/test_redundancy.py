@@ -43,8 +43,7 @@ def test_the_closest_scales_against_the_rank_one_problem(out_channels, in_channe
     singular = np.linalg.svd(kernel.flatten(1).numpy(), compute_uv=False)
     assert float(remainder) == pytest.approx(float((singular[1:]**2).sum()), rel=1e-6, abs=1e-9)
     full = torch.randn(out_channels, in_channels, k, k, generator=draw, dtype=torch.float64)
-    factors = torch.randn(out_channels, 1, 1, 1, generator=draw, dtype=torch.float64), torch.rand(1, 1, k, k, generator=draw) + 1
-    made = full * factors[0] * factors[1]
+    made = full * torch.randn(out_channels, 1, 1, 1, generator=draw) * (torch.rand(1, 1, k, k, generator=draw) + 1)
     assert torch.allclose(closest(made, full).apply(full), made)
 
 
@@ -68,8 +67,7 @@ def test_cka_against_the_centred_gram_matrices():
         cka.add(x, y)
     rows = [[], []]
     for x, y in zip(a, b):
-        y = y.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))  # the same positions
-        for flat, maps in zip(rows, (x, y)):
+        for flat, maps in zip(rows, (x, y.reshape(2, 3, 4, 2, 4, 2).mean((3, 5)))):  # the same positions
             flat += [maps[n, :, i, j].double().numpy() for n in range(2) for i in range(4) for j in range(4)]
     centring = np.eye(64) - 1 / 64
     k, m = (centring @ np.stack(flat) @ np.stack(flat).T @ centring for flat in rows)
@@ -111,8 +109,8 @@ def test_errors_of_outputs_and_shares_against_a_walk_through_the_net():
     pair = spoken(measure_redundancy(net, batches, batches=2))['layer2.0.conv2', 'layer2.1.conv1']
     own, borrowed, branch, block = [], [], [], []
     with torch.no_grad():
-        for x in batches:
-            x = net.layer1(net.maxpool(torch.relu(net.bn1(net.conv1(x)))))
+        for batch in batches:
+            x = net.layer1(net.maxpool(torch.relu(net.bn1(net.conv1(batch)))))
             inside = net.layer2[0]
             hidden = torch.relu(inside.bn1(inside.conv1(x)))
             own.append(inside.conv2(hidden))
@@ -129,7 +127,8 @@ def test_errors_of_outputs_and_shares_against_a_walk_through_the_net():
 
 def test_shares_by_norms_go_back_to_where_the_shortcut_begins():
     net = basic()
-    gain = {name: float(m.weight.detach().square().mean()) for name, m in net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    gain = {name: float(norm.weight.detach().square().mean()) for name, norm in norms.items()}
     shares = shares_by_norms(net, ['layer1.1.conv1', 'layer2.1.conv2', 'layer2.0.downsample.0', 'conv1'])
     stage1, stage2 = (gain['layer1.0.bn2'] + gain['layer1.1.bn2'], gain['layer2.0.bn2'] + gain['layer2.0.downsample.1'])
     assert shares['layer1.1.conv1'] == pytest.approx(gain['layer1.1.bn2'] / (stage1 + gain['bn1']))

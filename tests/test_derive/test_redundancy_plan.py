@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from mmseg.models.backbones.resnet import ResNet
+from torch import nn
 
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.derive import DeriveError, measure_redundancy, redundancy_plan
@@ -99,7 +100,7 @@ def test_the_choice_reaches_what_is_needed_near_the_best(seed, needed):
 
 
 def test_stages_keep_to_themselves_if_asked():
-    module = torch.nn.ModuleDict({f'layer{s}': torch.nn.ModuleList(torch.nn.Conv2d(64, 64, 3) for _ in range(2)) for s in (1, 2)})
+    module = nn.ModuleDict({f'layer{s}': nn.ModuleList(nn.Conv2d(64, 64, 3) for _ in range(2)) for s in (1, 2)})
     damage = Redundancy([Pair(a, b, float(a[:6] == b[:6])) for a in PATHS for b in PATHS if a != b])
     across = redundancy_plan(module, 0.6, redundancy=damage)
     within = redundancy_plan(module, 0.6, redundancy=damage, across_stages=False)
