@@ -75,7 +75,7 @@ def make_folder(path: PathLike, flag: str) -> None:
     """
     try:
         os.makedirs(path, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        tempfile.TemporaryFile(dir=str(path)).close()
     except OSError as error:
         raise UsageError(f'folder {path} is not writable ({error.strerror}); name another by {flag}') from error
 
