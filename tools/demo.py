@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
+from mmengine.config import Config
 
 from mmkerneldna.datasets import chance_scores
 from mmkerneldna.errors import one_line_errors
@@ -20,7 +22,7 @@ from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config
 from mmkerneldna.measure.tables import wide_console
 from mmkerneldna.measure.workload import Workload
-from mmkerneldna.runs.comparison import Variant, variant_rows
+from mmkerneldna.runs.comparison import Run, Variant, variant_rows
 from mmkerneldna.runs.report import make_report, show_report, write_report
 from mmkerneldna.runs.side_by_side import measure, with_cost
 from mmkerneldna.runs.study import Study
@@ -31,6 +33,8 @@ STUDIES = {
     'detection': ('faster-rcnn_r18_fpn_shapes', 'faster-rcnn_kdna-r18_fpn_shapes'),
     'segmentation': ('upernet_r18_shapes', 'upernet_kdna-r18_shapes'),
 }
+# Its dense weights become a KernelDNA net's, which then trains for a quarter of the steps.
+DERIVED = {'segmentation': 'upernet_kdna-r18_shapes'}
 console = wide_console()
 
 
@@ -55,12 +59,23 @@ def config_of(name: str) -> Path:
     return ROOT / 'configs' / 'shapes' / f'{name}.py'
 
 
+def digest_of(path: Path) -> str:
+    """What tells one file from another."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def study_of(task: str, args) -> Study:
     """The runs of one task. A run of other data or another config is trained anew."""
     variants = [Variant(name, str(config_of(name))) for name in STUDIES[task]]
-    data = hashlib.sha256((args.data_root / 'dataset.json').read_bytes()).hexdigest()
     return Study(variants, args.work_dir / task, ROOT / 'tools', options=[f'data_root={args.data_root}'],
-                 facts=dict(data=data), anew=True)
+                 facts=dict(data=digest_of(args.data_root / 'dataset.json')), anew=True)
+
+
+def derived_study(study: Study, name: str, dense: Run, cfg: Config) -> Study:
+    """One more run: derived from the checkpoint of ``dense``, whose config is ``cfg``, and trained for a quarter of its steps."""
+    variant = Variant(f'{name}_derived', str(config_of(name)), (f'load_from={dense.checkpoint()}', ))
+    return replace(study, variants=[variant], lengths=dict(max_iters=cfg.train_cfg.max_iters // 4),
+                   facts={**study.facts, 'dense': digest_of(Path(dense.checkpoint()))})
 
 
 def train(study: Study):
@@ -75,13 +90,18 @@ def train(study: Study):
     return runs, configs, rows
 
 
-def compare(study: Study):
+def compare(study: Study, derived: str | None):
     """Rows of a task for the table: scores of the tests, cost of all variants measured in turns."""
     runs, configs, rows = train(study)
-    size = size_from_config(configs[study.variants[0].name]) or (224, 224)
+    variants, static = list(study.variants), configs[study.variants[0].name]
+    if derived:
+        more = derived_study(study, derived, runs[0], static)
+        extra_runs, extra_configs, extra_rows = train(more)
+        runs, rows, variants = runs + extra_runs, rows + extra_rows, variants + list(more.variants)
+        configs.update(extra_configs)
     with quiet_output():
-        costs = measure(configs, runs, Workload(1, size, 'cpu'), 10, study.work_dir)
-    return with_cost(variant_rows(rows, study.variants), costs)
+        costs = measure(configs, runs, Workload(1, size_from_config(static) or (224, 224), 'cpu'), 10, study.work_dir)
+    return with_cost(variant_rows(rows, variants), costs)
 
 
 def compare_backbones(out_dir: Path) -> None:
@@ -113,7 +133,7 @@ def main():
     rows = []
     for task in STUDIES:
         console.rule(f'{task}, {(time.monotonic() - start) / 60:.1f} min so far')
-        rows += compare(study_of(task, args))
+        rows += compare(study_of(task, args), DERIVED.get(task))
     console.rule('backbones side by side')
     compare_backbones(args.work_dir / 'backbones')
     console.rule(f'report, {(time.monotonic() - start) / 60:.1f} min so far')

@@ -63,3 +63,14 @@ def test_a_failing_tool_ends_the_demo_in_one_line(monkeypatch):
     monkeypatch.setattr(demo, 'ROOT', ROOT / 'nowhere')
     with pytest.raises(SystemExit, match='tools/benchmark.py x.py ended with status 2'):
         demo.run_tool('benchmark.py', 'x.py')
+
+
+def test_the_derived_run_starts_from_the_static_checkpoint_for_a_quarter_of_the_steps(args, tools):  # noqa: F811
+    study = replace(demo.study_of('segmentation', args), tools=tools)
+    runs, configs, _ = demo.train(study)
+    (runs[0].work_dir / 'epoch_3.pth').write_text('weights')
+    more = demo.derived_study(study, demo.DERIVED['segmentation'], runs[0], configs[runs[0].variant.name])
+    demo.train(more)
+    steps = configs[runs[0].variant.name].train_cfg.max_iters // 4
+    assert f'--max-iters {steps}' in calls(tools)[-2] and f'load_from={runs[0].checkpoint()}' in calls(tools)[-2]
+    assert more.configs()['upernet_kdna-r18_shapes_derived'].train_cfg.max_iters == steps
