@@ -6,7 +6,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmkerneldna.anatomy import augments, backbone_of, has_proposals, heads_of, is_whole, rewrap, task_of, unwrap
+from mmkerneldna.anatomy import augments, backbone_of, has_proposals, heads_of, is_whole, rewrap, task_of, trained_model, unwrap
 
 CONFIGS = {
     'two stages': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'detection', (1, 1, 0)),
@@ -66,3 +66,10 @@ def test_wrappers():
         assert unwrap(renewed) is other and unwrap(wrapper) is model, 'the original keeps its model'
         assert augments(renewed) == augments(wrapper) and not isinstance(renewed, MMDistributedDataParallel)
     assert augments(distributed(augmented(model))) and not augments(distributed(model))
+
+
+def test_the_student_is_what_a_distillation_trains():
+    plain = dict(type='FCN', backbone=dict(type='ResNet'))
+    teacher = dict(cfg=dict(model=dict(backbone={})), checkpoint='a.pth')
+    assert trained_model(plain) is plain
+    assert trained_model(dict(type='Distilled', teacher=teacher, student=plain)) is plain
