@@ -5,14 +5,17 @@ KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., ht
 Shapes: N batch, C_in / C_out channels, G groups, k kernel size.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..modules import count_parameters
-from .drop_in import at_least_fp32
+from ..modules import conv_arguments, count_parameters
+from .drop_in import PaddingMode, at_least_fp32
 from .gated_conv import can_recompute, gated_conv2d, modulate_kernel
 from .input_gate import InputGate
+from .per_sample import pair
 
 
 @torch.no_grad()
@@ -70,17 +73,17 @@ class ChildConv2d(nn.Conv2d):
                  padding=0,
                  dilation=1,
                  bias: bool = False,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  reduction: int = 4,
                  norm_cfg: dict | None = dict(type='BN'),
                  residual_rank: int = 0,
                  spatial_scale: bool = True) -> None:
         # On 'meta' the kernel that nn.Conv2d makes, to be replaced at once, costs neither memory nor random numbers.
-        super().__init__(parent.in_channels, parent.out_channels, parent.kernel_size, stride, padding, dilation,
+        super().__init__(parent.in_channels, parent.out_channels, pair(parent.kernel_size), stride, padding, dilation,
                          parent.groups, False, padding_mode, device='meta')
         self.weight = parent.weight
         self._parent = (parent, )  # in a tuple: a reference, not a submodule
-        kernel = dict(device=parent.weight.device, dtype=parent.weight.dtype)
+        kernel: dict[str, Any] = dict(device=parent.weight.device, dtype=parent.weight.dtype)
         self.filter_scale = nn.Parameter(torch.zeros(self.out_channels, 1, 1, 1, **kernel))
         self.spatial_scale = None
         if spatial_scale and self.kernel_size != (1, 1):
@@ -88,7 +91,8 @@ class ChildConv2d(nn.Conv2d):
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels, **kernel))
         self.gate = InputGate(self.in_channels, reduction, norm_cfg).to(**kernel)
-        self.residual_b = self.residual_a = None
+        self.residual_b: nn.Parameter | None = None
+        self.residual_a: nn.Parameter | None = None
         if residual_rank:
             self._add_residual(residual_rank, kernel)
         # torch.fx takes modules for leaves by this prefix, and mmengine's efficient_conv_bn_eval raises KeyError in a net
@@ -138,10 +142,10 @@ class ChildConv2d(nn.Conv2d):
     @torch.no_grad()
     def to_plain(self) -> nn.Conv2d:
         """The conv behind the gate with all of the kernel baked into one of its own: ``child(x) = plain(g(x) * x)``."""
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-                         self.groups, self.bias is not None, self.padding_mode, device='meta')
-        parts = (self.weight, self.filter_scale, self.spatial_scale, self.residual_b, self.residual_a)
-        kernel = modulate_kernel(*(None if part is None else part.double() for part in parts))  # one rounding, at the end
+        conv = nn.Conv2d(**conv_arguments(self), device='meta')
+        parts = (self.spatial_scale, self.residual_b, self.residual_a)
+        doubles = (None if part is None else part.double() for part in parts)  # one rounding, at the end
+        kernel = modulate_kernel(self.weight.double(), self.filter_scale.double(), *doubles)
         conv.weight = nn.Parameter(kernel.to(self.weight.dtype))
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.clone())
@@ -161,7 +165,7 @@ class ChildConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # efficient_conv_bn_eval calls this, with a weight that carries the norm's factor.
-        residual_b = self.residual_b
+        residual_b: Tensor | None = self.residual_b
         if residual_b is not None and weight is not self.weight:
             check_filters(self.weight)
             residual_b = residual_b * filter_factor(weight, self.weight).to(residual_b.dtype)
@@ -196,7 +200,8 @@ class ChildConv2d(nn.Conv2d):
         if tied:  # the parent comes later and finds its kernel converted
             self.parent._parameters['weight'] = self._parameters['weight']
         elif (from_meta or self.weight.is_meta) and self.weight.device == self.parent.weight.device:
-            self._parameters['weight'] = self.parent.weight  # the parent came first; a kernel on 'meta' has no values to lose
+            # the parent came first; a kernel on 'meta' has no values to lose
+            self._parameters['weight'] = cast(nn.Parameter, self.parent.weight)
         return self
 
     def __setattr__(self, name: str, value) -> None:
@@ -209,7 +214,7 @@ class ChildConv2d(nn.Conv2d):
         """Before ``kernel`` replaces the weight: one that is the old times a factor per filter, as mmcv's fuse_conv_bn makes
         it, changes the size of the residual alike."""
         old, residual_b = self._parameters.get('weight'), self._parameters.get('residual_b')
-        if residual_b is None or kernel is old or kernel.is_meta or old.is_meta or kernel.shape != old.shape:
+        if residual_b is None or old is None or kernel is old or kernel.is_meta or old.is_meta or kernel.shape != old.shape:
             return
         factor = filter_factor(kernel, old)
         rescaled = factor.nan_to_num().view(-1, 1, 1, 1) * old

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1904.04971
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .expert_conv import ExpertConv2d
 
 
@@ -56,7 +57,7 @@ class CondConv2d(ExpertConv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int = 8) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          num_experts)

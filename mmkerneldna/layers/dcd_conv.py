@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .expert_conv import hidden_channels, init_attention, pad_for_mode
 from .per_sample import per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
@@ -137,7 +138,7 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  form: str = 'resnet',
                  latent_channels: int | None = None,
                  pool_size: int | None = None,
@@ -164,7 +165,7 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
                                  default if reduction is None else reduction, default, 4)
         self.fusion = FusionBranch(in_channels, out_channels, hidden, phi_shape, pool_size)
         if self.depthwise:
-            self.p = nn.Linear(latent, out_channels, bias=False)
+            self.p: nn.Linear | nn.Conv2d = nn.Linear(latent, out_channels, bias=False)
             self.r = nn.Linear(phi_shape[1], math.prod(pairs[0]), bias=False)
         else:
             # In this order fuse_conv_bn folds norm_q into q and finds no convolution in front of norm_phi.
@@ -198,9 +199,10 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
             nn.init.zeros_(self.bias)
         if not self.depthwise:
             init_attention([self.q, self.p])
-        if FORMS[self.form].linear_std is not None:
+        std = FORMS[self.form].linear_std
+        if std is not None:
             for layer in (m for m in self.fusion.modules() if isinstance(m, nn.Linear)):
-                nn.init.normal_(layer.weight, std=FORMS[self.form].linear_std)
+                nn.init.normal_(layer.weight, std=std)
 
     def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""

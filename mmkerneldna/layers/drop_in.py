@@ -1,6 +1,10 @@
 """What layers that are no ``nn.Conv2d`` need to stand in for one."""
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 
 
 def copy_geometry(layer: nn.Module, conv: nn.Conv2d) -> None:

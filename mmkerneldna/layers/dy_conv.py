@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .expert_conv import ExpertConv2d, check_temperature, hidden_channels, init_attention
 
 
@@ -57,7 +58,7 @@ class DyConv2d(ExpertConv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int = 4,
                  reduction: int = 4,
                  temperature: float = 1.0) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .mixture import mixture_conv2d
 from .static_start import StaticStart
 
@@ -42,7 +43,7 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def pad_for_mode(conv: nn.modules.conv._ConvNd, x: Tensor) -> tuple[Tensor, Any]:
+def pad_for_mode(conv: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """Pad ``x`` as ``conv.padding_mode`` says; returns it with the padding that is left to the convolution."""
     if conv.padding_mode == 'zeros':
         return x, conv.padding
@@ -83,7 +84,7 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int = 4) -> None:
         check_num_experts(num_experts)
         # on 'meta': the single kernel, replaced at once, costs neither memory nor random numbers
@@ -118,8 +119,9 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
         self.make_neutral()
         # whole tensors, not views: with assign=True they become the parameters
         experts = (kernel / self.static_gain).expand_as(self.weight).clone()
-        of_experts = bias is not None and self.bias is not None and self.bias.dim() == 2
-        return dict(weight=experts, bias=bias.expand_as(self.bias).clone() if of_experts else bias)
+        if bias is not None and self.bias is not None and self.bias.dim() == 2:
+            bias = bias.expand_as(self.bias).clone()
+        return dict(weight=experts, bias=bias)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, num_experts={self.num_experts}'

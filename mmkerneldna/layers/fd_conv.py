@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .drop_in import copy_geometry
+from .drop_in import PaddingMode, copy_geometry
 from .expert_conv import check_num_experts, hidden_channels, pad_for_mode
 from .frequencies import CUTOFFS, frequency_groups, modulate_bands, released_groups, scale_frequencies
 from .per_sample import assembled_conv2d
@@ -146,7 +146,7 @@ class FDConv2d(StaticStart, nn.Module):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int | None = None,
                  reduction: int = 16,
                  norm_cfg: dict | None = dict(type='BN'),
@@ -179,7 +179,7 @@ class FDConv2d(StaticStart, nn.Module):
             nn.init.zeros_(self.bias)
         self.global_modulation.init_weights()
         nn.init.constant_(self.local_modulation.filters, SMALL)
-        if self.band_weight is not None:
+        if self.band_weight is not None and self.band_bias is not None:
             nn.init.normal_(self.band_weight, std=SMALL)
             nn.init.zeros_(self.band_bias)
 

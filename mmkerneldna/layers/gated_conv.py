@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .per_sample import PaddingLike
+
 
 def modulation(filter_scale: Tensor, spatial_scale: Tensor | None) -> Tensor:
     """(1 + f) * (1 + s): (C_out, 1, 1, 1), (1, 1, k, k) or None -> (C_out, 1, k, k), (C_out, 1, 1, 1) without s."""
@@ -47,7 +49,7 @@ def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor 
         Tensor: (C_out, C_in / G, k, k).
     """
     kernel = weight * modulation(filter_scale, spatial_scale)
-    return kernel if residual_b is None else kernel + low_rank(residual_b, residual_a).view_as(kernel)
+    return kernel if residual_b is None or residual_a is None else kernel + low_rank(residual_b, residual_a).view_as(kernel)
 
 
 def can_recompute(x: Tensor, padding) -> bool:
@@ -72,7 +74,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
-                 bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
+                 bias: Tensor | None, stride: Sequence[int], padding: PaddingLike, dilation: Sequence[int],
                  groups: int, residual_b: Tensor | None = None, residual_a: Tensor | None = None) -> Tensor:
     """The child's convolution, keeping its arguments alone for the backward pass.
 
@@ -139,7 +141,7 @@ def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor | N
     """Gradients of ``function`` by each input that needs one, themselves differentiable."""
     # Aliases: where one input was computed from another, the gradient must not run on along that way.
     aliases = [t if t is None else t.view_as(t) for t in inputs]
-    wanted = [alias for alias, need in zip(aliases, needed) if need]
+    wanted = [alias for alias, need in zip(aliases, needed) if need and alias is not None]
     with torch.autocast(grad.device.type, enabled=False):
         grads = iter(torch.autograd.grad(function(*aliases), wanted, grad, create_graph=True))
     return [next(grads) if need else None for need in needed]
@@ -154,8 +156,8 @@ def _kernel_grads(grad: Tensor, weight: Tensor, filter_scale: Tensor, spatial_sc
     """Gradients of kernel, filter scale, spatial scale and the residual's two factors from that of the modulated kernel."""
     need_weight, need_filter, need_spatial, need_b, need_a = needed
     grad = grad.to(weight.dtype)
-    grad_b = grad.flatten(1) @ residual_a.t() if need_b else None
-    grad_a = residual_b.t() @ grad.flatten(1) if need_a else None
+    grad_b = grad.flatten(1) @ residual_a.t() if need_b and residual_a is not None else None
+    grad_a = residual_b.t() @ grad.flatten(1) if need_a and residual_b is not None else None
     grad_filter = grad_spatial = None
     if need_filter or need_spatial:
         taps = (grad * weight).sum(1, keepdim=True)  # (C_out, 1, k, k), the gradient of the joint factor

@@ -4,6 +4,7 @@ KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., ht
 """
 
 import torch.nn.functional as F
+from mmengine.model import constant_init, kaiming_init
 from torch import Tensor, nn
 
 from .pooled_norm import build_pooled_norm, pooled_norm
@@ -45,13 +46,11 @@ class InputGate(nn.Module):
     def reset_parameters(self) -> None:
         """Kaiming-normal (fan out) kernels and zero bias, so that every gate starts near one half."""
         for conv in (self.fc1, self.fc2):
-            nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
-        nn.init.zeros_(self.fc2.bias)
+            kaiming_init(conv)
 
     def make_neutral(self) -> None:
         """One half for every input."""
-        nn.init.zeros_(self.fc2.weight)
-        nn.init.zeros_(self.fc2.bias)
+        constant_init(self.fc2, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> scale in (0, 1), (N, C, 1, 1)."""

@@ -5,14 +5,14 @@ KernelWarehouse: Rethinking the Design of Dynamic Convolution, Li and Yao, ICML 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, m mixtures of a kernel, n cells of a warehouse, c_in / c_out
 channels of a cell.
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .drop_in import at_least_fp32, copy_geometry
+from .drop_in import PaddingMode, at_least_fp32, copy_geometry
 from .expert_conv import hidden_channels, pad_for_mode
 from .kernel_warehouse_plan import LayerCells, PerWarehouse, Shape, WarehousePlan, group_convs, plan_warehouse, value_for
 from .mixture import bank_conv2d
@@ -43,7 +43,7 @@ def contrasting_attention(logits: Tensor, assignment: Tensor, temperature: float
     return (1 - temperature) * attention + temperature * beta
 
 
-def place_mixtures(mixed: Tensor, cell_shape: tuple[int, int], splits: tuple[int, int, int, int]) -> Tensor:
+def place_mixtures(mixed: Tensor, cell_shape: Sequence[int], splits: tuple[int, int, int, int]) -> Tensor:
     """Put mixtures of cells in their places in the kernels.
 
     Args:
@@ -99,6 +99,7 @@ class CellAttention(nn.Module):
         """The logits are the initial assignment, for every input."""
         nn.init.zeros_(self.fc2.weight)
         bias = self.fc2.bias if self.fc3 is None else self.basis_bias
+        assert bias is not None
         bias.copy_(F.one_hot(self.assignment, self.shape[1]).flatten())
 
     def forward(self, x: Tensor, temperature: float) -> Tensor:
@@ -112,6 +113,7 @@ class CellAttention(nn.Module):
     def _expand(self, values: Tensor) -> Tensor:
         values = values.view(len(values), self.shape[0], self.fc2.out_features // self.shape[0])
         own, basis, zero = values.split([self.owned, values.shape[-1] - self.owned - 1, 1], dim=-1)
+        assert self.fc3 is not None and self.basis_bias is not None
         others = self.fc3(basis)
         logits = torch.cat([others[..., :self.start], own, others[..., self.start:], zero], dim=-1)
         return logits.flatten(1) + self.basis_bias
@@ -172,7 +174,7 @@ class KWConv2d(StaticStart, nn.Module):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  budget: float = 1,
                  cell_in_ratio: float = 1,
                  cell_out_ratio: float = 1,

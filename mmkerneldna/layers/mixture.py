@@ -9,6 +9,7 @@ and mixed again when its gradients are. Kept, they would be N / n times the para
 512 channels at a batch of 32.
 """
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def mixture_conv2d(x: Tensor,
         ValueError: the shapes do not fit, or the strategy is unknown or cannot do this case.
     """
     _check_mixture(x, attention, experts, scales)
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if attention is None and not scales:
         return add_bias(F.conv2d(x, experts[0], **geometry), bias)
     if strategy == 'outputs':
@@ -108,7 +109,7 @@ def bank_conv2d(x: Tensor,
     Returns:
         (N, C_out, H', W').
     """
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if not len(x) or not can_recompute(x, padding):
         return assembled_conv2d(x, kernel_shape, lambda part: place(_mix(attention, bank, part), *_of(factors, part)), bias,
                                 **geometry, strategy=strategy)
@@ -177,7 +178,7 @@ class _Gradients:
         self.bank = None if bank is None else torch.zeros_like(bank)
 
     def put_x(self, part: slice, grad: Tensor | None) -> None:
-        if self.x is not None:
+        if self.x is not None and grad is not None:
             self.x[part] = grad
 
     def put_kernels(self, part: slice, grad_mixed: Tensor, grad_factors: list[Tensor], attention: Tensor | None,

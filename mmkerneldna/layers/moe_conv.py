@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .drop_in import at_least_fp32, in_format_of
+from .drop_in import PaddingMode, at_least_fp32, in_format_of
 from .expert_conv import ExpertConv2d, pad_for_mode
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
@@ -64,7 +64,7 @@ def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tenso
     Returns:
         (N, C_out, H', W').
     """
-    y = None
+    y: Tensor | None = None
     for number in chosen.unique().tolist():
         images, places = (chosen == number).nonzero(as_tuple=True)
         everything = len(images) == len(x)
@@ -75,6 +75,7 @@ def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tenso
         else:
             y = in_format_of(part, part.new_zeros(len(x), *part.shape[1:])) if y is None else y
             y = y.index_add_(0, images, part)  # in place: it keeps channels_last and copies nothing
+    assert y is not None  # x is not empty
     return y
 
 
@@ -116,7 +117,7 @@ class MoEConv2d(ExpertConv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int = 4,
                  top_k: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -127,7 +128,7 @@ class MoEConv2d(ExpertConv2d):
         self.static_gain = top_k / num_experts  # every gate value starts at 1 / n
         self.gate = nn.Linear(in_channels, num_experts)
         self.register_buffer('share', torch.full((num_experts, ), 1 / num_experts))
-        self._collected = None
+        self._collected: list[tuple[Tensor, Tensor]] | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -152,7 +153,7 @@ class MoEConv2d(ExpertConv2d):
         probabilities = self.route(pooled)
         weights, chosen = most_probable(probabilities, self.share, self.top_k)
         if self._collected is not None and len(x):
-            self._collect(pooled, chosen)
+            self._collected.append(self._seen(pooled, chosen))
         x, padding = pad_for_mode(self, x)
 
         def expert(images: Tensor, number: int) -> Tensor:
@@ -165,13 +166,13 @@ class MoEConv2d(ExpertConv2d):
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     @torch.no_grad()
-    def _collect(self, pooled: Tensor, chosen: Tensor) -> None:
+    def _seen(self, pooled: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         counts = F.one_hot(chosen, self.num_experts).sum((0, 1)).to(self.share.dtype)
         self.share.lerp_(counts / counts.sum(), SHARE_STEP)
         # What the loss is computed from, not the loss: activation checkpointing runs this forward twice, the second time
         # after the losses were summed, and must find it doing the same. Its reentrant form has no graph here the first
         # time, so the loss then moves the gate alone. The share is a copy: it moves on if a head uses the layer again.
-        self._collected.append((pooled, self.share.clone()))
+        return pooled, self.share.clone()
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, top_k={self.top_k}'
@@ -201,7 +202,7 @@ def collect_balance_losses(layers: dict[str, MoEConv2d]) -> Iterator[Callable[[]
 
 
 def _mean_loss(layer: MoEConv2d) -> Tensor:
-    return torch.stack([balance_loss(layer.route(pooled), share) for pooled, share in layer._collected]).mean()
+    return torch.stack([balance_loss(layer.route(pooled), share) for pooled, share in layer._collected or ()]).mean()
 
 
 def moe_layers(module: nn.Module) -> dict[str, MoEConv2d]:

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import constant_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .expert_conv import ExpertConv2d, check_temperature, hidden_channels, init_attention
 from .pooled_norm import build_pooled_norm, pooled_norm
 
@@ -99,7 +101,7 @@ class ODConv2d(ExpertConv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  num_experts: int = 4,
                  reduction: int = 16,
                  min_channels: int = 16,
@@ -121,8 +123,7 @@ class ODConv2d(ExpertConv2d):
     def make_neutral(self) -> None:
         """Every sigmoid is one half. The kernel attention stays random: a softmax sums to one whatever it is."""
         for head in self.attention.sigmoids():
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+            constant_init(head, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

@@ -20,7 +20,8 @@ All of them follow autocast (the kernel is cast with the input), return the memo
 empty batch, which a RoI head may send.
 """
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,14 +93,14 @@ def assembled_conv2d(x: Tensor,
     Returns:
         (N, C_out, H', W').
     """
-    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     strategy = check_strategy(strategy, x, kernel_shape, **geometry)
     if not len(x):  # still needs a kernel, for the shape of what comes out and a gradient of zeros
         return add_bias(F.conv2d(x, assemble(slice(None)).sum(0), **geometry), bias)
     step = part_size(strategy, x, kernel_shape, stride)
     if torch.is_grad_enabled():
         # Split, not sliced: the gradient of each slice would be a tensor of the size of the whole.
-        parts = zip(x.split(step), assemble(slice(None)).split(step))
+        parts: Iterable[tuple[Tensor, Tensor]] = zip(x.split(step), assemble(slice(None)).split(step))
     else:
         parts = ((x[part], assemble(part)) for part in parts_of(len(x), step))
     return add_bias(join([convolve_part(strategy, *part, **geometry) for part in parts]), bias)
@@ -209,7 +210,7 @@ def _matmul_gradients(grad, x, weight, stride, groups, need_x, need_weight):
     return grad_x, grad_weight
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
+def join(parts: list[Tensor]) -> Tensor:
     """The parts of a batch as one; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -223,7 +224,10 @@ def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
 
 def pair(value: Pair) -> tuple[int, int]:
     """A number for both axes, or one for each."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return first, second
 
 
 def _is_pointwise(kernel_shape, padding):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..modules import running_stats
+
 #: Training batches whose statistics are averaged where a net freezes its norms. A norm that has seen as many is left alone, so
 #: that a checkpoint of a trained layer keeps its statistics.
 CALIBRATION_BATCHES = 100
@@ -82,19 +84,24 @@ def _bias_alone(norm: _BatchNorm, x: Tensor) -> Tensor:
 def _single_value_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     out = _by_running_stats(norm, x)
     if len(x):
-        norm.num_batches_tracked.add_(1)
-        momentum = norm.num_batches_tracked.reciprocal() if norm.momentum is None else norm.momentum
+        seen = _count_batch(norm)
+        momentum = seen.reciprocal() if norm.momentum is None else norm.momentum
         _move_running_stats(norm, *_moments(norm, x), True, momentum)
     return out
 
 
+def _count_batch(norm: _BatchNorm) -> Tensor:
+    """Count one more; returns how many the norm has seen."""
+    assert norm.num_batches_tracked is not None  # as there are running statistics
+    return norm.num_batches_tracked.add_(1)
+
+
 def _calibrated(norm: _BatchNorm, x: Tensor) -> Tensor:
-    norm.num_batches_tracked.add_(1)
-    seen = norm.num_batches_tracked
+    seen = _count_batch(norm)
     # weighted so that the running statistics are the average over all batches; a tensor, for no CPU waits for it
     weight = seen.reciprocal() * (seen <= CALIBRATION_BATCHES)
     mean, var = _moments(norm, x)
-    if _synchronised(norm):
+    if isinstance(norm, nn.SyncBatchNorm) and _synchronised(norm):
         mean, var = _over_processes(norm, mean, var, _values(x))
     _move_running_stats(norm, mean, var, _values(x) == 1 and not _synchronised(norm), weight)
     return _by_running_stats(norm, x)
@@ -102,17 +109,17 @@ def _calibrated(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 def _by_running_stats(norm: _BatchNorm, x: Tensor) -> Tensor:
     # copies: a layer that is used twice moves the statistics that the first backward pass still needs
-    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    mean, var = (stats.clone() for stats in running_stats(norm))
     return nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 @torch.no_grad()
 def _moments(norm: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance per channel; zeros of an empty batch."""
-    values = x.detach().to(norm.running_mean.dtype)
+    running_mean, running_var = running_stats(norm)
     if not _values(x):
-        return torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
-    var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        return torch.zeros_like(running_mean), torch.zeros_like(running_var)
+    var, mean = torch.var_mean(x.detach().to(running_mean.dtype), (0, 2, 3), correction=0)
     return mean, var
 
 
@@ -131,10 +138,11 @@ def _move_running_stats(norm: _BatchNorm, mean: Tensor, var: Tensor, single: boo
     The variance of a mixture is the mean of the variances plus that of the means. A single value has no variance: its
     squared distance from the running mean stands for it.
     """
-    distance = (mean - norm.running_mean).square()
+    running_mean, running_var = running_stats(norm)
+    distance = (mean - running_mean).square()
     spread = distance if single else var + (1 - weight) * distance
-    norm.running_var.lerp_(spread, _as_weight(weight, spread))
-    norm.running_mean.lerp_(mean, _as_weight(weight, mean))
+    running_var.lerp_(spread, _as_weight(weight, spread))
+    running_mean.lerp_(mean, _as_weight(weight, mean))
 
 
 def _as_weight(weight, like: Tensor):

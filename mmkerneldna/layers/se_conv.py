@@ -7,6 +7,7 @@ CVPR 2018, https://arxiv.org/abs/1709.01507
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .drop_in import PaddingMode
 from .expert_conv import hidden_channels
 from .input_gate import InputGate
 from .static_start import StaticStart
@@ -42,7 +43,7 @@ class SEConv2d(StaticStart, nn.Conv2d):
                  dilation=1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: PaddingMode = 'zeros',
                  reduction: int = 4,
                  norm_cfg: dict | None = dict(type='BN')) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)

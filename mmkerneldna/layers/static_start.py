@@ -4,7 +4,6 @@ A layer from scratch starts as its paper says, with random attention. That atten
 layer by layer, so where a static kernel is loaded, the attention starts neutral: the layer computes what the static one did,
 and departs from it as it learns.
 """
-
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ def holds_static(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) -
     return not any(key.startswith(prefix) and key[len(prefix):] not in ('weight', 'bias') for key in state_dict)
 
 
-class StaticStart:
-    """Before the ``nn.Module`` in the bases of a layer that :meth:`seed` starts from a static kernel."""
+class StaticStart(nn.Module):
+    """Before the convolution or ``nn.Module`` in the bases of a layer that :meth:`seed` starts from a static kernel."""
 
-    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """Make the attention neutral and give the layer's own form of the static weights.
 
         Args:
@@ -44,9 +43,9 @@ class StaticStart:
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         if self.can_seed() and holds_static(self, state_dict, prefix):
-            names = [f'{prefix}{name}' for name in ('weight', 'bias')]
+            names = (f'{prefix}weight', f'{prefix}bias')
             with torch.no_grad():
-                seeds = self.seed(*(state_dict.get(name) for name in names))
+                seeds = self.seed(state_dict[names[0]], state_dict.get(names[1]))
             # the caller's dict stays as it was
             state_dict = {key: value for key, value in state_dict.items() if key not in names}
             state_dict.update({f'{prefix}{name}': value for name, value in seeds.items() if value is not None})

@@ -3,7 +3,7 @@
     backbone=dict(type='DynamicConvs', conv='odconv4x', module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
     backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=2), module=...)
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -54,7 +54,7 @@ def swap_convs(module: nn.Module,
     """
     cls, options = _layer_class(conv_cfg, module)
     patterns = options.pop('include', None) if include is None else include
-    convs = {path: module.get_submodule(path) for path in match_convs(module, cls, patterns, exclude)}
+    convs: dict[str, Any] = {path: module.get_submodule(path) for path in match_convs(module, cls, patterns, exclude)}
     reasons = _not_plain(module, convs)
     swapped = _build(cls, {path: conv for path, conv in convs.items() if path not in reasons}, options, reasons)
     if reasons and (include is not None or not swapped):
@@ -70,7 +70,7 @@ def swap_convs(module: nn.Module,
     return module
 
 
-def describe_swap(name: str, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> str:
+def describe_swap(name: str, old: Mapping[str, nn.Module], new: Mapping[str, nn.Module]) -> str:
     """A table of what was swapped, one line per convolution.
 
     ::
