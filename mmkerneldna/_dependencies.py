@@ -24,8 +24,9 @@ def requirements() -> dict[str, str]:
         lines = metadata.requires('mmkerneldna') or []
     except metadata.PackageNotFoundError:
         text = (Path(__file__).resolve().parent.parent / 'pyproject.toml').read_text()
-        lines = re.findall(r'"(.*?)"', re.search(r'^dependencies = \[(.*?)^\]', text, re.DOTALL | re.MULTILINE).group(1))
-    return {re.match(r'[\w.-]+', line).group(): line for line in lines if 'extra ==' not in line}
+        lists = re.findall(r'^dependencies = \[(.*?)^\]', text, re.DOTALL | re.MULTILINE)
+        lines = re.findall(r'"(.*?)"', lists[0])
+    return {re.split(r'[^\w.-]', line, maxsplit=1)[0]: line for line in lines if 'extra ==' not in line}
 
 
 def check_dependency(module: str) -> str:

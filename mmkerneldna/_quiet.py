@@ -9,9 +9,10 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 PRINTS = re.compile(r'Could not import OneDL')
-WARNINGS = [
+WARNINGS: list[dict[str, Any]] = [
     dict(category=DeprecationWarning), dict(category=PendingDeprecationWarning), dict(category=FutureWarning),
     dict(message=r'.*avg_non_ignore'), dict(message=r'.*torch\.meshgrid'), dict(message=r'.*pkg_resources'),
     dict(message=r'.*lr_scheduler\.step\(\)'), dict(message=r'.*pin_memory'),

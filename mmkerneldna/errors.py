@@ -7,8 +7,9 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import List, Optional
+from typing import Any
 
 from mmengine.registry import Registry, root
 
@@ -31,7 +32,7 @@ class CheckpointError(KernelDNAError, ValueError):
     """A checkpoint that can't be used; the message is one line, but for the lists of keys."""
 
 
-def explain(error: BaseException) -> Optional[str]:
+def explain(error: BaseException) -> str | None:
     """The line for an error that the user can fix, or None for any other (a bug deserves its traceback)."""
     if isinstance(error, KernelDNAError):
         return str(error)
@@ -59,7 +60,7 @@ def unknown_type(name: str, registry: str) -> str:
     return f"type='{name}' is not registered as a {registry}{hint}"
 
 
-def nearest_types(name: str, registry: str, count: int = 3) -> List[str]:
+def nearest_types(name: str, registry: str, count: int = 3) -> list[str]:
     """Registered names closest to ``name`` in the registry called ``registry``, its parents and children included."""
     known = set()
     for root_registry in vars(root).values():
@@ -78,7 +79,7 @@ def _same_line(found: re.Match, text: str) -> str:
     return ' '.join(text.split())
 
 
-_HINTS = [
+_HINTS: list[tuple[str, Any, Callable[[re.Match, str], str | None]]] = [
     (r'''([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry''', KeyError, _unknown_type),
     (r'__init__\(\) (?:got an unexpected keyword|missing \d+ required)|got multiple values for', TypeError, _same_line),
     (r'.+', (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError), _same_line),

@@ -1,6 +1,7 @@
 """Module surgery and counting, for every part of the package that takes a net apart."""
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from mmcv.cnn.bricks.wrappers import Conv2d as EmptySafeConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,7 +12,7 @@ PLAIN_CONVS = (nn.Conv2d, EmptySafeConv2d)
 Slot = tuple[nn.Module, str, nn.Module]
 
 
-def is_plain_conv(module: nn.Module) -> bool:
+def is_plain_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` computes conv2d(x, weight, bias) with its own attributes: it may share or be swapped or folded."""
     return type(module) in PLAIN_CONVS
 
@@ -26,6 +27,11 @@ def running_stats(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Running mean and variance, (C,) each, of a BatchNorm that tracks them."""
     assert norm.running_mean is not None and norm.running_var is not None
     return norm.running_mean, norm.running_var
+
+
+def to_memory_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay out all 4-dimensional parameters and buffers of ``module``, in place; returns it."""
+    return module.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's overloads leave this one out
 
 
 def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Variant:
             nets: names of the net, the most specific first; the first one in the table counts.
         """
         special = next((self.nets[net] for net in nets if net in self.nets), {})
-        return {**self.conv, **special}
+        return {**(self.conv or {}), **special}
 
 
 # MobileNetV2 has no FDConv in the paper; here its 1x1 convs are swapped (mmdet's names, then mmseg's).

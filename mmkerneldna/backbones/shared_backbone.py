@@ -48,7 +48,7 @@ def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: boo
             child.gate.train(module.training and not norm_eval)
 
 
-class SharedKernelBackbone:
+class SharedKernelBackbone(nn.Module):
     """What an upstream backbone with ``layer1``, ``layer2``, ... needs to share kernels; goes before it in the bases."""
 
     freeze_adapters = False
@@ -67,7 +67,7 @@ class SharedKernelBackbone:
         return [f'layer{i}' for i in range(1, self.frozen_stages + 1)]
 
     def _freeze_stages(self) -> None:
-        super()._freeze_stages()
+        super()._freeze_stages()  # type: ignore[misc]  # of upstream's backbone, the next of the bases
         thaw_adapters(self, self._frozen_names(), self.freeze_adapters, self.norm_eval)
 
     def train(self, mode: bool = True):

@@ -53,7 +53,7 @@ def convert_dcd(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         place = next((p for p in _parents(key) if p in places), None)
         inner = key[len(place) + 1:] if place else ''
         name = _INSIDE.get(inner) if place in layers else inner
-        if not name:
+        if place is None or not name:
             foreign.append(key)
         else:
             converted[f'{places[place]}.{name}'] = value

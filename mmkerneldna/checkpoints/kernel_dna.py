@@ -106,9 +106,9 @@ def _mobilenet_v2() -> Layout:
 
 
 def _mobile_stage(layout: Layout, theirs: str, stage: str, children: int) -> None:
-    for name, block in (('transition', 0), ('last_block', children + 1)):
+    for name, number in (('transition', 0), ('last_block', children + 1)):
         for conv, bn, ours in _MOBILE_CONVS:
-            _conv_bn(layout, f'{theirs}.{name}.layers.{conv}', f'{theirs}.{name}.layers.{bn}', f'{stage}.{block}.{ours}')
+            _conv_bn(layout, f'{theirs}.{name}.layers.{conv}', f'{theirs}.{name}.layers.{bn}', f'{stage}.{number}.{ours}')
     for i in range(children):
         kid, block = f'{theirs}.blocks.{i}', f'{stage}.{i + 1}'
         layout.rename[f'{kid}.dwconv'] = f'{block}.depthwise_conv.conv'
@@ -152,7 +152,8 @@ def convert_official(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tens
     """
     if arch not in LAYOUTS:
         raise ValueError(f'arch={arch!r} must be one of {", ".join(map(repr, LAYOUTS))}')
-    layout, converted, foreign, used = LAYOUTS[arch](), {}, [], set()
+    layout, converted, foreign = LAYOUTS[arch](), {}, []
+    used: set[str] = set()
     for key, value in state_dict.items():
         ours = _translate(layout, key, value, used)
         if ours is None:

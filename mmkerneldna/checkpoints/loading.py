@@ -112,7 +112,7 @@ def find_whole_checkpoint(work_dir: str, unsafe: bool = False) -> tuple[str, dic
         if not re.fullmatch(r'(epoch|iter)_\d+', path.stem):
             continue
         try:
-            return str(path), read_checkpoint(path, unsafe=unsafe)
+            return str(path), read_checkpoint(str(path), unsafe=unsafe)
         except CheckpointError as error:
             damaged.append(str(error))
             print_log(f'{error}; looking for an earlier one', logger='current')

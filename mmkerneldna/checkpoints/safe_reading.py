@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict
     if not isinstance(held, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(held).__name__}; expected a state dict, or a dict with one '
                               "under 'state_dict' or 'model'")
-    return held
+    return cast(dict, held)
 
 
 def _damage(path: str, cause: str) -> str:
@@ -70,5 +71,6 @@ def _history_method(owner: type, name: str):
 
 def _safe_globals() -> list:
     dtypes = {type(np.dtype(t)) for t in (bool, 'u1', 'i1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8')}
+    core: Any = np._core  # type: ignore[attr-defined]  # private, so numpy's stubs leave it out
     return [argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), slice, np.ndarray, np.dtype, *dtypes,
-            np._core.multiarray._reconstruct, np._core.multiarray.scalar]
+            core.multiarray._reconstruct, core.multiarray.scalar]

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 from mmengine.logging import print_log
 
@@ -68,7 +69,7 @@ def _check_image(image: dict, refuse: _Refusals) -> None:
     if not isinstance(image['file_name'], str) or not image['file_name']:
         refuse(f'image {image["id"]} has the file_name {_short(image["file_name"])}; expected a name')
     size = image['width'], image['height']
-    if not all(isinstance(side, Real) and 1 <= side <= _LARGEST for side in size):
+    if not all(isinstance(side, (int, float)) and 1 <= side <= _LARGEST for side in size):
         refuse(f'image {image["id"]} ({image["file_name"]}) is {size[0]}x{size[1]} pixels; write the size that its file has')
 
 
@@ -122,7 +123,7 @@ def _check_values(annotation: dict, refuse: _Refusals) -> None:
 
 
 def _is_coordinate(value) -> bool:
-    return isinstance(value, Real) and -_LARGEST <= value <= _LARGEST
+    return isinstance(value, (int, float)) and -_LARGEST <= value <= _LARGEST
 
 
 def _reason_to_drop(annotation: dict, images: dict, categories: set) -> tuple[str, object] | None:
@@ -143,7 +144,7 @@ def _reason_to_drop(annotation: dict, images: dict, categories: set) -> tuple[st
 
 def _mask_reason(annotation: dict, image: dict, refuse: _Refusals) -> tuple[str, object] | None:
     """Why mmdet ignores the object of a mask."""
-    mask = annotation.get('segmentation')
+    mask: Any = annotation.get('segmentation')
     if not mask or not isinstance(mask, (list, dict)):
         refuse(f'annotation {annotation["id"]} has the segmentation {_short(mask)}, and masks are trained; add polygons or an '
                'RLE, or remove the annotation')

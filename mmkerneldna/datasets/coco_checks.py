@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 
 from ..errors import DataError
 from .annotation_checks import check_annotations, check_entries
-from .image_checks import check_inside, listing, read_images, spread
+from .image_checks import Reading, check_inside, listing, read_images, spread
 
 
 def load_coco(path: str, where: str, backend_args=None) -> dict:
@@ -105,21 +105,23 @@ def _image_faults(dataset, images: list[dict], where: str) -> dict[str, str]:
         raise DataError(f"{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) "
                         f'to the folder of the {len(images)} images that {dataset.ann_file} names')
     stated = {osp.join(folder, image['file_name']): (image['width'], image['height']) for image in images}
-    check_inside(stated, (folder, dataset.data_root), where, dataset.ann_file)
+    check_inside(list(stated), (folder, dataset.data_root), where, dataset.ann_file)
     paths = spread(list(stated), f'images of {where}')
     readings = zip(paths, read_images(paths, dataset.backend_args))
-    return {path: fault for path, reading in readings if (fault := reading.fault or _size_fault(reading.size, stated[path]))}
+    return {path: fault for path, reading in readings if (fault := _fault(reading, stated[path]))}
 
 
-def _size_fault(found: tuple[int, int], stated: tuple[int, int]) -> str | None:
+def _fault(reading: Reading, stated: tuple[int, int]) -> str | None:
     """Boxes belong to the stated size. A quarter turn passes: some tools state the size before it, some after."""
-    return None if sorted(found) == sorted(stated) else \
-        f'{found[0]}x{found[1]} pixels large, not {stated[0]}x{stated[1]} as its annotations say'
+    found = reading.size
+    if reading.fault or found is None or sorted(found) == sorted(stated):
+        return reading.fault
+    return f'{found[0]}x{found[1]} pixels large, not {stated[0]}x{stated[1]} as its annotations say'
 
 
 def drop_images(coco: dict, folder: str, paths: Sequence[str]) -> dict:
     """A copy of a COCO dict without some images and their annotations."""
-    paths = set(paths)
-    images = [image for image in coco['images'] if osp.join(folder, image['file_name']) not in paths]
+    dropped = set(paths)
+    images = [image for image in coco['images'] if osp.join(folder, image['file_name']) not in dropped]
     kept = {image['id'] for image in images}
     return dict(coco, images=images, annotations=[ann for ann in coco['annotations'] if ann['image_id'] in kept])

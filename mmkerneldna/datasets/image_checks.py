@@ -115,8 +115,8 @@ def _is_below(path: str, root: str) -> bool:
     return (root == '.' and not path.startswith(('..', '/'))) or path.startswith(root.rstrip('/') + '/')
 
 
-def listing(names: Sequence[str], limit: int = 8) -> str:
+def listing(names: Iterable[object], limit: int = 8) -> str:
     """``'a, b, c and 5 more'``, or ``'none'``."""
-    names = [str(name) for name in names]
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more if names else 'none'
+    words = [str(name) for name in names]
+    more = f' and {len(words) - limit} more' if len(words) > limit else ''
+    return ', '.join(words[:limit]) + more if words else 'none'

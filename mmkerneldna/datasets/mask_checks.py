@@ -91,7 +91,7 @@ def _mask_result(dataset, path: str, image: Reading):
     labels = mask_labels(dataset, path)
     if labels is None:
         return 'a colour image (expected one channel of labels)', ()
-    fault = None if image.size in (None, mask.size) else \
+    fault = None if image.size is None or mask.size is None or image.size == mask.size else \
         '{}x{} pixels large, the image {}x{}'.format(*mask.size, *image.size)
     return fault, labels[(labels >= len(dataset.metainfo['classes'])) & (labels != dataset.ignore_index)]
 

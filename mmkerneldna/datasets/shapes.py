@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -127,11 +128,19 @@ def _annotations(root: Path, split: str) -> Path:
     return root / f'annotations/instances_{split}.json'
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """The labels of a mask as they were written, (H, W)."""
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise DataError(f'the mask {path} cannot be read; generate the shapes again')
+    return labels
+
+
 def split_digest(root: Path, split: str) -> str:
     """SHA-256 over a split's JSON, masks and image names (not image bytes: JPEG encoders differ between builds)."""
     digest = hashlib.sha256(_annotations(root, split).read_bytes())
     for mask in sorted((root / 'annotations' / split).glob('*.png')):
-        digest.update(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED).tobytes())
+        digest.update(read_mask(mask).tobytes())
     for image in sorted((root / 'images' / split).glob('*.jpg')):
         digest.update(image.name.encode())
     return digest.hexdigest()
@@ -141,7 +150,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec, track: Callable) -> s
     for kind in ('images', 'annotations'):
         (root / kind / split).mkdir(parents=True)
     cases = hard_cases(spec.train_images if split == 'training' else spec.val_images)
-    coco = dict(
+    coco: dict[str, Any] = dict(
         info=dict(description=f'generated shapes, {split}, seed {spec.seed}, version {_VERSION}'),
         categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
         images=[],

@@ -9,6 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .shapes import read_mask
 from .shapes_art import CLASSES
 
 
@@ -41,7 +42,7 @@ def _neighbour_box_ap(path: Path) -> float:
 
 
 def _guessed_miou(paths) -> float:
-    masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths]
+    masks = [read_mask(path) for path in paths]
     neighbours = [cv2.resize(guess, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
                   for mask, guess in zip(masks, masks[1:] + masks[:1])]
     return max(_miou(masks, neighbours), _miou(masks, [np.zeros_like(mask) for mask in masks]))
@@ -49,7 +50,7 @@ def _guessed_miou(paths) -> float:
 
 def _miou(masks, guesses) -> float:
     count = len(CLASSES) + 1
-    pairs = sum(np.bincount(mask.ravel().astype(int) * count + guess.ravel(), minlength=count**2)
-                for mask, guess in zip(masks, guesses)).reshape(count, count)
+    pairs = np.sum([np.bincount(mask.ravel().astype(int) * count + guess.ravel(), minlength=count**2)
+                    for mask, guess in zip(masks, guesses)], axis=0).reshape(count, count)
     shared = pairs.diagonal()
     return float(100 * np.mean(shared / np.maximum(pairs.sum(0) + pairs.sum(1) - shared, 1)))

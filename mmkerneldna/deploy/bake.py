@@ -28,6 +28,7 @@ class FoldedGate(nn.Module):
     def __init__(self, gate: InputGate, triton: bool = False) -> None:
         super().__init__()
         bias = gate.fc1.bias if gate.fc1.bias is not None else gate.fc1.weight.new_zeros(gate.fc1.out_channels)
+        assert gate.fc2.bias is not None  # every gate has it
         self.weight1 = _transposed_in_memory(gate.fc1.weight)
         self.bias1 = nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.weight2 = _transposed_in_memory(gate.fc2.weight)
@@ -73,7 +74,7 @@ def bake_children(module: nn.Module) -> int:
     Returns:
         int: convs baked.
     """
-    children = [slot for slot in slots(module) if isinstance(slot[2], ChildConv2d)]
+    children = [(owner, name, child) for owner, name, child in slots(module) if isinstance(child, ChildConv2d)]
     baked = {id(child): GatedConv(child) for _, _, child in children}
     for owner, name, child in children:
         setattr(owner, name, baked[id(child)])
@@ -89,7 +90,8 @@ def unshare_convs(module: nn.Module) -> int:
         int: copies made.
     """
     convs = [slot for slot in slots(module) if isinstance(slot[2], nn.modules.conv._ConvNd)]
-    seen, copies = Counter(), 0
+    seen: Counter = Counter()
+    copies = 0
     for owner, name, conv in convs:
         seen[id(conv)] += 1
         if seen[id(conv)] > 1:

@@ -1,6 +1,7 @@
 """Compile a deployed model where a compiler is at hand, in half precision where asked, with CUDA graphs where they help."""
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -42,7 +43,7 @@ def speed_up(model: nn.Module, compile: bool | str, cuda_graph: bool | int) -> n
 def _compiled(function: Callable, region: Region, mode: bool | str, device: torch.device) -> Callable:
     dynamic = mode == 'dynamic' or not region.fixed
     # Freezing lets inductor keep kernels in the layout oneDNN wants instead of reordering them at every call.
-    options = dict(freezing=True) if device.type == 'cpu' else None
+    options: dict[str, Any] | None = dict(freezing=True) if device.type == 'cpu' else None
     return WithFallback(torch.compile(function, dynamic=dynamic, options=options), function)
 
 

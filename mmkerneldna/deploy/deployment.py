@@ -1,7 +1,8 @@
 """Deploy a trained net: a lean copy that computes the same features."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..anatomy import rewrap, unwrap
 from ..errors import KernelDNAError
 from ..layers import ChildConv2d
-from ..modules import count_parameters, is_plain_conv
+from ..modules import count_parameters, is_plain_conv, to_memory_format
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
@@ -123,7 +124,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
     """
     if model.training:
         print_log('the model is in training mode; deploying a copy in evaluation mode', logger='current')
-    copy = _plain_copy(model)
+    copy: Any = _plain_copy(model)
     report = DeployReport(params_before=count_parameters(copy))
     run = make_probe(copy, probe)
     with torch.no_grad():
@@ -166,7 +167,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     copy = deepcopy(model)
     copy.eval()  # not chained: upstream backbones return None from it
     copy.float()
-    for module in copy.modules():
+    modules: Iterable[Any] = copy.modules()
+    for module in modules:
         forward = vars(module).get('forward')
         if isinstance(getattr(forward, '__self__', None), fx.GraphModule):
             del module.forward
@@ -179,11 +181,11 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 
 def _to_channels_last(module: nn.Module) -> None:
     """All kernels but those of upstream's special convolutions, whose own code may read a kernel as contiguous memory."""
-    module.to(memory_format=torch.channels_last)
+    to_memory_format(module, torch.channels_last)
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d) and type(conv).__module__.startswith(('mmcv.', 'mmdet.', 'mmseg.')) and not (
                 is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding):
-            conv.to(memory_format=torch.contiguous_format)
+            to_memory_format(conv, torch.contiguous_format)
 
 
 def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: str) -> None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +114,9 @@ def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbon
 
 def check_shapes(size: tuple[int, int], dynamic: str) -> list[tuple[int, int, int]]:
     """(N, H, W) a file is checked at: batches 1 and 5, the example's size and one more, as far as they are dynamic."""
-    sizes = [tuple(size), (size[0] + 32, size[1] + 64)] if dynamic == 'both' else [tuple(size)]
-    return [(batch, *hw) for batch in ((1, ) if dynamic == 'none' else (1, 5)) for hw in sizes]
+    height, width = size
+    sizes = [(height, width), (height + 32, width + 64)] if dynamic == 'both' else [(height, width)]
+    return [(batch, h, w) for batch in ((1, ) if dynamic == 'none' else (1, 5)) for h, w in sizes]
 
 
 @torch.no_grad()
@@ -168,9 +170,10 @@ def with_matrix_pools(module: nn.Module) -> nn.Module:
     """Replace, in place, adaptive pools that exporters can't write; to a single bin they can."""
     for owner, name, child in slots(module):
         if isinstance(child, nn.AdaptiveAvgPool2d):
-            bins = child.output_size if isinstance(child.output_size, tuple) else (child.output_size, ) * 2
-            if bins != (1, 1) and None not in bins:
-                setattr(owner, name, MatrixAdaptivePool(bins))
+            size = child.output_size
+            height, width = size if isinstance(size, tuple) else (size, size)
+            if (height, width) != (1, 1) and height is not None and width is not None:
+                setattr(owner, name, MatrixAdaptivePool((height, width)))
     return module
 
 
@@ -182,7 +185,7 @@ def traceable_resize() -> Iterator[None]:
     def resize(input, size=None, scale_factor=None, mode='nearest', align_corners=None, warning=True):
         return F.interpolate(input, size, scale_factor, mode, align_corners)
 
-    users = [module for name, module in list(sys.modules.items())
+    users: list[Any] = [module for name, module in list(sys.modules.items())
              if name.startswith('mmseg.') and vars(module).get('resize') is original]
     for module in users:
         module.resize = resize
@@ -198,9 +201,9 @@ def _describe(dynamic: str, size: tuple[int, int]) -> str:
     return f'({batch}, 3, H, W)' if dynamic == 'both' else f'({batch}, 3, {size[0]}, {size[1]})'
 
 
-def _dynamic_dims(dynamic: str) -> dict[int, object]:
+def _dynamic_dims(dynamic: str) -> dict[int, Any]:
     """Sizes are multiples of 32, as the preprocessors pad them: then every stride divides without a remainder."""
-    dims = {} if dynamic == 'none' else {0: torch.export.Dim('batch', min=1, max=4096)}
+    dims: dict[int, Any] = {} if dynamic == 'none' else {0: torch.export.Dim('batch', min=1, max=4096)}
     if dynamic == 'both':
         dims[2] = 32 * torch.export.Dim('height', min=1, max=256)
         dims[3] = 32 * torch.export.Dim('width', min=1, max=256)

@@ -5,7 +5,7 @@ head runs one conv on five levels, blocks share convs. So one forward pass is wa
 together if every output of the conv went into that norm and into nothing else, and the norm saw nothing but such outputs.
 """
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..modules import is_plain_conv, replace
+from ..modules import is_plain_conv, replace, running_stats
 
 
 @dataclass
@@ -55,7 +55,7 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], object]) -> FoldReport
 class _Watch(TorchDispatchMode):
     """Follows conv outputs through a forward pass: which norm takes them, and how many operations read them."""
 
-    def __init__(self, convs: list[nn.Module], norms: list[nn.Module]) -> None:
+    def __init__(self, convs: list[nn.Module], norms: Sequence[nn.Module]) -> None:
         super().__init__()
         self.feeders: dict[nn.Module, set[nn.Module]] = {norm: set() for norm in norms}
         self._foreign: set[nn.Module] = set()  # norms that saw something else than a plain conv's output
@@ -114,10 +114,11 @@ class _Watch(TorchDispatchMode):
 @torch.no_grad()
 def _fold(norm: _BatchNorm, convs: set[nn.Module]) -> None:
     """In double precision: a folded net then differs from the original by one rounding of its weights."""
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    mean, var = running_stats(norm)
+    factor = (var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.double()
-    shift = -norm.running_mean.double() * factor
+    shift = -mean.double() * factor
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     for conv in convs:

@@ -93,7 +93,9 @@ def _is_transparent(module: nn.Module) -> bool:
 @torch.no_grad()
 def _fuse(module: nn.Module, inputs: list[Tensor]) -> int:
     traced = _trace(module)
-    fused = 0 if traced is None else _rewrite(traced)
+    if traced is None:
+        return 0
+    fused = _rewrite(traced)
     if not fused or not all(_agree(traced(x.clone()), module.forward(x.clone())) for x in inputs):
         return 0
     module.forward = traced.forward
@@ -147,17 +149,18 @@ def _rewrite(traced: fx.GraphModule) -> int:
     fused = 0
     for conv in [node for node in graph.nodes if isinstance(_called(node, modules), PackedConv2d)]:
         last = _behind_identities(conv, modules)
-        other = _other_summand(_only_user(last), last)
-        adds = other is not None and modules[conv.target].groups == 1
-        if adds:
-            conv = last = _take_sum(conv, _only_user(last), other)  # noqa: PLW2901
         step = _only_user(last)
+        other = _other_summand(step, last)
+        adds = step is not None and other is not None and modules[conv.target].groups == 1
+        if step is not None and other is not None and adds:
+            conv = last = _take_sum(conv, step, other)  # noqa: PLW2901
+            step = _only_user(last)
         activation = _activation(step, modules)
-        acts = activation is not None and (activation == RELU or not adds)
-        if acts:
+        if step is not None and activation is not None and (activation == RELU or not adds):
             conv.kwargs = dict(activation=tuple(activation))
             step.replace_all_uses_with(last)
-        fused += adds + acts
+            fused += 1
+        fused += adds
     graph.eliminate_dead_code()
     graph.lint()
     traced.recompile()
@@ -165,7 +168,7 @@ def _rewrite(traced: fx.GraphModule) -> int:
 
 
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    return modules.get(node.target) if node.op == 'call_module' else None
+    return modules.get(str(node.target)) if node.op == 'call_module' else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -182,8 +185,10 @@ def _behind_identities(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
 
 def _other_summand(step: fx.Node | None, summand: fx.Node) -> fx.Node | None:
     """What is added to ``summand`` by ``step``, if it is a plain sum of two tensors."""
-    is_sum = step is not None and ((step.op == 'call_function' and step.target in SUMS)
-                                   or (step.op == 'call_method' and step.target in ('add', 'add_')))
+    if step is None:
+        return None
+    is_sum = ((step.op == 'call_function' and step.target in SUMS)
+              or (step.op == 'call_method' and step.target in ('add', 'add_')))
     if not is_sum or len(step.args) != 2 or step.kwargs:
         return None
     other = step.args[1] if step.args[0] is summand else step.args[0]
@@ -193,7 +198,7 @@ def _other_summand(step: fx.Node | None, summand: fx.Node) -> fx.Node | None:
 def _take_sum(conv: fx.Node, step: fx.Node, other: fx.Node) -> fx.Node:
     """The convolution called at the place of the sum, when both summands are there."""
     with conv.graph.inserting_before(step):
-        joined = conv.graph.call_module(conv.target, (conv.args[0], other))
+        joined = conv.graph.call_module(str(conv.target), (conv.args[0], other))
     step.replace_all_uses_with(joined)
     return joined
 
@@ -205,5 +210,5 @@ def _activation(step: fx.Node | None, modules: dict[str, nn.Module]) -> Activati
             'relu', 'relu_')):
         return RELU
     module = _called(step, modules)
-    make = ACTIVATIONS.get(type(module))
-    return None if make is None else make(module)
+    make = None if module is None else ACTIVATIONS.get(type(module))
+    return None if module is None or make is None else make(module)

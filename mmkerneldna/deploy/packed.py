@@ -3,13 +3,14 @@
 oneDNN computes with kernels in a blocked layout of its own. An ``nn.Conv2d`` holds a plain one, which is laid out anew at
 every call: on the 7x7 maps of a ResNet's last stage that takes longer than the convolution.
 """
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules import is_plain_conv, slots
+from ..modules import conv_arguments, is_plain_conv, slots
 from .torch_internals import pack_kernel, packed_conv, packed_conv_add
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -46,10 +47,10 @@ class PackedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                         conv.groups, conv.bias is not None, conv.padding_mode, device='meta')
+        super().__init__(**conv_arguments(conv), device='meta')
         self.weight, self.bias = conv.weight, conv.bias
-        self._packed = self._packed_from = None
+        self._packed: Any = None  # oneDNN's layout of the kernel
+        self._packed_from: tuple | None = None
         self.train(conv.training)
 
     def forward(self, input: Tensor, other: Tensor | None = None, activation: Activation = NONE) -> Tensor:
@@ -80,13 +81,15 @@ class PackedConv2d(nn.Conv2d):
 
     def _adds(self, other: Tensor, input: Tensor, activation: Activation) -> bool:
         """oneDNN adds maps of one size and type, and to ungrouped convolutions alone (others abort in half precision)."""
+        padding = cast(Sequence[int], self.padding)
         sides = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, p, d, k, s in
-                 zip(input.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride)]
+                 zip(input.shape[2:], padding, self.dilation, self.kernel_size, self.stride)]
         return (self.groups == 1 and activation in (NONE, RELU) and other.dtype == input.dtype
                 and other.device == input.device and other.shape == (input.shape[0], self.out_channels, *sides))
 
     def _pack(self, input: Tensor) -> None:
-        self._packed = pack_kernel(self.weight, self.padding, self.stride, self.dilation, self.groups, input.shape)
+        padding = cast(Sequence[int], self.padding)
+        self._packed = pack_kernel(self.weight, padding, self.stride, self.dilation, self.groups, input.shape)
         self._packed_from = _state(self.weight)
 
     def __getstate__(self) -> dict:
@@ -104,7 +107,7 @@ def pack_convs(module: nn.Module) -> int:
     """
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return 0
-    places = [slot for slot in slots(module) if is_plain_conv(slot[2])]
+    places = [(owner, name, conv) for owner, name, conv in slots(module) if is_plain_conv(conv)]
     packed = {id(conv): PackedConv2d(conv) for _, _, conv in places}
     for owner, name, conv in places:
         setattr(owner, name, packed[id(conv)])

@@ -4,7 +4,7 @@ CUDA graphs hold for one size; detectors see dozens. The cache keeps the last fe
 on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
 """
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmengine.logging import print_log
@@ -26,7 +26,7 @@ class Captured:
     release: Callable = lambda: None
 
 
-def input_key(args: tuple) -> Hashable | None:
+def input_key(args: tuple) -> tuple | None:
     """Shape, dtype, strides and device of all tensors in ``args``; None if there is anything but tensors."""
     leaves: list[Tensor] = tree_leaves(args)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -53,7 +53,7 @@ class SizeCache:
             raise ValueError(f'max_sizes={max_sizes} must be at least 1')
         self.plain, self.capture = plain, capture
         self.max_sizes, self.max_bytes = max_sizes, max_bytes
-        self.captured: OrderedDict[Hashable, Captured] = OrderedDict()
+        self.captured: OrderedDict[tuple, Captured] = OrderedDict()
         self.refused: set = set()  # sizes that failed to capture or don't fit
 
     def __call__(self, *args, **kwargs):
@@ -70,7 +70,7 @@ class SizeCache:
         """Memory of all captured sizes."""
         return sum(entry.nbytes for entry in self.captured.values())
 
-    def _admit(self, key: Hashable, args: tuple) -> bool:
+    def _admit(self, key: tuple, args: tuple) -> bool:
         while len(self.captured) >= self.max_sizes:
             self._evict()
         try:
@@ -89,7 +89,7 @@ class SizeCache:
     def _evict(self) -> None:
         self.captured.popitem(last=False)[1].release()
 
-    def _refuse(self, key: Hashable, reason: str) -> bool:
+    def _refuse(self, key: tuple, reason: str) -> bool:
         if not self.refused:
             print_log(f'input of shape {_shapes(key)} runs without capture ({reason}); said once', logger='current',
                       level=30)
@@ -97,5 +97,5 @@ class SizeCache:
         return False
 
 
-def _shapes(key: Hashable) -> tuple:
+def _shapes(key: tuple) -> tuple:
     return tuple(leaf[0] for leaf in key)

@@ -36,7 +36,8 @@ class DistilledLoss:
         kinds = {term.on for term in self.terms}
         theirs = self.teacher.maps(inputs, kinds)
         with recorded(self.student, kinds) as results:
-            losses = type(self.student).loss(self.student, inputs, *args, **kwargs)
+            student: Any = type(self.student)
+            losses = student.loss(self.student, inputs, *args, **kwargs)
         ours = maps_of(results, 'student')
         return {**losses, **{term.key: term(ours[term.on], theirs[term.on]) for term in self.terms}}
 
@@ -83,7 +84,7 @@ def build_distilled(teacher: Mapping[str, Any], student: dict, losses: Sequence[
     if unknown:
         raise DistillError(f'teacher={teacher!r} must be dict(cfg=..., checkpoint=...)')
     terms, source = parse_terms(losses or []), Teacher(**teacher)
-    model = build_inner(student, injected)
+    model: Any = build_inner(student, injected)
     if not is_whole(model) or not callable(getattr(model, 'loss', None)):
         raise DistillError(f'the student must be a detector or a segmenter, {type(model).__name__} is not')
     model.loss = DistilledLoss(model, source, terms)

@@ -47,7 +47,8 @@ def _place(model: nn.Module, kind: str) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _kept_results(owner: nn.Module, name: str) -> Iterator[list[Any]]:
-    own, method, kept = vars(owner).get(name), getattr(owner, name), []
+    own, method = vars(owner).get(name), getattr(owner, name)
+    kept: list[Any] = []
 
     def keep(*args, **kwargs):
         kept[:] = [method(*args, **kwargs)]

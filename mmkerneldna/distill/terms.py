@@ -1,8 +1,7 @@
 """The terms of a distillation, as a config states them: which loss, on which maps, with which weight."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,7 +52,7 @@ class Term:
             DistillError: maps of other number, channels or size than the teacher's.
         """
         loss: Callable[..., Tensor] = LOSSES[self.kind]['loss']
-        total = sum(loss(*pair, **self.options) for pair in self._pairs(ours, theirs))
+        total = cast(Tensor, sum(loss(*pair, **self.options) for pair in self._pairs(ours, theirs)))
         return self.weight * total
 
     def _pairs(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[tuple]:
@@ -116,6 +115,6 @@ def _term(loss: Mapping[str, Any]) -> Term:
 
 def _check_number(kind: str, name: str, value: Any) -> None:
     least = 'positive' if name == 'tau' else 'non-negative'
-    right = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < float('inf')
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float('inf')
     if not right or (least == 'positive' and value == 0):
         raise DistillError(f'{kind}: {name}={value!r} must be a {least} number')

@@ -69,9 +69,9 @@ class CostHook(Hook):
             raise ValueError(f'batch={batch} and repeats={repeats} must be at least 1, warmup={warmup} at least 0')
         if not budget_s > 0:
             raise ValueError(f'budget_s={budget_s} must be a positive number of seconds')
-        self.size = tuple(size) if size is not None else None
+        self.size = (size[0], size[1]) if size is not None else None
         self.batch = batch
-        self.timing = dict(repeats=repeats, warmup=warmup, budget_s=budget_s)
+        self.timing: dict[str, Any] = dict(repeats=repeats, warmup=warmup, budget_s=budget_s)
         self._static: dict[tuple, dict[str, float]] = {}  # what one model costs at any time
         self._environment: dict[str, str] = {}
 
@@ -89,7 +89,7 @@ class CostHook(Hook):
         added = fill_empty_scores(metrics, loop.evaluator)
         if added:
             print_log(f'not a single detection: {", ".join(added)} set to 0', logger='current', level=logging.WARNING)
-        shared = [self._measure_or_warn(runner, loop) if is_main_process() else None]
+        shared: list[Any] = [self._measure_or_warn(runner, loop) if is_main_process() else None]
         broadcast_object_list(shared)
         metrics.update(shared[0])
 
@@ -152,13 +152,14 @@ def _size_cells(model: nn.Module, views: tuple[tuple[int, int], ...]) -> dict[st
     """GMACs of all views, and parameters. What can't be counted is left out, and said."""
     # A deployed model's kernels are inside compiled functions: count on the one it was made from.
     counted, = getattr(model, 'deployed_from', (model, ))
-    rows = [attempt(partial(complexity_row, counted, size)) for size in dict.fromkeys(views)]
-    for row in rows:
+    known: dict[tuple[int, int], dict[str, float]] = {}
+    for size in dict.fromkeys(views):
+        row = attempt(partial(complexity_row, counted, size))
         if isinstance(row, Failure):
             print_log(f'GMACs can not be counted, {row}', logger='current', level=logging.WARNING)
             return {}
-    known = dict(zip(dict.fromkeys(views), rows))
-    return {**rows[0], 'gmacs': sum(known[size]['gmacs'] for size in views)}
+        known[size] = row
+    return {**known[views[0]], 'gmacs': sum(known[size]['gmacs'] for size in views)}
 
 
 def _memory_cells(call: Call, model: nn.Module, device: str) -> dict[str, float]:

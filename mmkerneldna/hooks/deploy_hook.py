@@ -1,5 +1,7 @@
 """Test the deployed model in the place of the trained one."""
 
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -17,11 +19,12 @@ class DeployHook(Hook):
     """
 
     def __init__(self, compile: bool | str = False, cuda_graph: bool | int = False) -> None:
-        self.options = dict(compile=compile, cuda_graph=cuda_graph)
+        self.options: dict[str, Any] = dict(compile=compile, cuda_graph=cuda_graph)
 
     def before_test(self, runner: Runner) -> None:
         """Replace the runner's model."""
         trained = unwrap(runner.model)
         runner.model = deploy(runner.model, **self.options)
         # In a tuple: a reference, not a submodule. The cost hook counts on the model the copy was made from.
-        unwrap(runner.model).deployed_from = (trained, )
+        deployed: Any = unwrap(runner.model)
+        deployed.deployed_from = (trained, )

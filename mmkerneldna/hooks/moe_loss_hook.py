@@ -1,10 +1,10 @@
 """The balance loss of mixture-of-experts convolutions, handed to the losses of any detector or segmenter."""
-from typing import Any, Callable, Dict, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import nn
 
 from ..anatomy import unwrap
 from ..layers.moe_conv import collect_balance_losses, moe_layers
@@ -36,8 +36,8 @@ class MoELossHook(Hook):
         if weight < 0:
             raise ValueError(f'weight={weight} of MoELossHook must not be negative')
         self.weight, self.interval = weight, interval
-        self._model: Optional[nn.Module] = None
-        self._own: Optional[Callable[..., Any]] = None  # a loss that was put into the model before, as a distillation's
+        self._model: Any = None  # from before_train to after_train
+        self._own: Callable[..., Any] | None = None  # a loss that was put into the model before, as a distillation's
 
     def before_train(self, runner) -> None:
         """Wrap the model's ``loss``."""
@@ -56,7 +56,7 @@ class MoELossHook(Hook):
 
     def _wrapped(self, loss, layers):
 
-        def loss_with_balance(*args, **kwargs) -> Dict[str, torch.Tensor]:
+        def loss_with_balance(*args, **kwargs) -> dict[str, torch.Tensor]:
             with collect_balance_losses(layers) as total:
                 losses = loss(*args, **kwargs)
                 losses[LOSS_KEY] = self.weight * total()

@@ -26,7 +26,7 @@ class ProgressHook(Hook):
         self.display = display
         self._score = ''
         self._began = 0.0
-        self._first: int | None = None
+        self._first = 0
 
     def before_train(self, runner: Runner) -> None:
         """A resumed run begins in the middle."""

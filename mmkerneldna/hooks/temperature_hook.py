@@ -1,5 +1,6 @@
 """Temperature schedule of dynamic convolutions."""
 import math
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -56,7 +57,7 @@ class TemperatureHook(Hook):
             raise ValueError(f'length={length} of the temperature warm-up must be at least 1')
         if (start is None) != (end is None):
             raise ValueError(f'TemperatureHook(start={start}, end={end}) needs both ends, or none for those of the layers')
-        self.ends = None if start is None else (start, end)
+        self.ends = None if start is None or end is None else (start, end)
         self.length, self.by_epoch, self.schedule = length, by_epoch, schedule
 
     def before_train(self, runner) -> None:
@@ -68,7 +69,7 @@ class TemperatureHook(Hook):
         if self.length and self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(f'TemperatureHook(length={self.length}) counts epochs, but the run counts iterations: set '
                              'by_epoch=False and give length in iterations')
-        self._layers = [(layer, self.ends or _own_schedule(layer)) for layer in layers]
+        self._layers: list[tuple[Any, tuple[float, float]]] = [(layer, self.ends or _own_schedule(layer)) for layer in layers]
         for progress in (1, 0):
             self._set(progress)
 

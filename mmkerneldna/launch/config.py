@@ -2,9 +2,9 @@
 import os
 import tempfile
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,13 @@ from ..distill import prepare_distillation
 from ..errors import UsageError, explain, one_line
 from .preflight import check_optimizer_type
 from .quiet import QuietOutput
-from .variant import add_layer_hooks, inside_swap, use_variant
 from .settings import check_parts
+from .variant import add_layer_hooks, inside_swap, use_variant
 
-PathLike = Union[str, os.PathLike]
+PathLike = str | os.PathLike
 
 
-def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none', variant: Optional[str] = None) -> Config:
+def load_config(name: str, options: dict | None = None, launcher: str = 'none', variant: str | None = None) -> Config:
     """Read a config from a file, or from an installed package by ``mmkerneldna::folder/name.py``.
 
     Args:
@@ -56,7 +56,7 @@ def load_config(name: str, options: Optional[dict] = None, launcher: str = 'none
     return cfg
 
 
-def set_work_dir(cfg: Config, name: str, work_dir: Optional[str]) -> None:
+def set_work_dir(cfg: Config, name: str, work_dir: str | None) -> None:
     """Command line over config over ``work_dirs/<config name>[_<variant>]``; create it, make sure that it can be written.
 
     Raises:
@@ -133,7 +133,7 @@ def use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_seed(cfg: Config, seed: Optional[int], deterministic: bool) -> None:
+def set_seed(cfg: Config, seed: int | None, deterministic: bool) -> None:
     """Take the seed and the determinism from the command line."""
     randomness = cfg.setdefault('randomness', ConfigDict())
     randomness.setdefault('seed', None)  # the Runner insists on the key
@@ -143,7 +143,7 @@ def set_seed(cfg: Config, seed: Optional[int], deterministic: bool) -> None:
         randomness.deterministic = True
 
 
-def set_resume(cfg: Config, resume: Optional[str], unsafe: bool = False) -> None:
+def set_resume(cfg: Config, resume: str | None, unsafe: bool = False) -> None:
     """Resume from a named checkpoint, or for ``'auto'`` from the newest whole one in the work_dir, if there is any.
 
     The seed comes from the checkpoint: mmengine restores it only after the sampler has drawn the order of the data.
@@ -180,7 +180,7 @@ def join_cpu_processes(cfg: Config) -> None:
                                              find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
-def build_runner(cfg: Config, output: Optional[QuietOutput] = None) -> Runner:
+def build_runner(cfg: Config, output: QuietOutput | None = None) -> Runner:
     """The Runner, of the type that the config names, with its model.
 
     Args:

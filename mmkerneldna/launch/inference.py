@@ -3,7 +3,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -138,7 +138,7 @@ class Source:
     def frames(self) -> Iterator[np.ndarray]:
         """The picture, or the frames one after the other; (H, W, 3), BGR."""
         if not self.video:
-            yield cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+            yield cast(np.ndarray, cv2.imread(str(self.path), cv2.IMREAD_COLOR))  # it was read before
             return
         capture = cv2.VideoCapture(str(self.path))
         try:

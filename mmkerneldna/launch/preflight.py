@@ -1,14 +1,14 @@
 """Mistakes in a config that a library finds late, or never."""
 import logging
-from typing import Iterator, Tuple
+from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, OPTIMIZERS, DefaultScope
 
-from .predictions import innermost_dataset
 from ..anatomy import trained_model
 from ..errors import UsageError, unknown_type
+from .predictions import innermost_dataset
 
 
 def check_num_classes(cfg: Config) -> None:
@@ -31,7 +31,7 @@ def check_num_classes(cfg: Config) -> None:
                              f'classes: set {path}.num_classes={len(classes)}')
 
 
-def _head_classes(node: dict, path: str) -> Iterator[Tuple[str, int]]:
+def _head_classes(node: dict, path: str) -> Iterator[tuple[str, int]]:
     """Heads that predict the classes of the data; others (RPN, edges, stuff) count something else."""
     for key, child in node.items():
         if not isinstance(child, dict):

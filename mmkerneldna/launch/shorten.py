@@ -71,9 +71,9 @@ def _scaled(node: Any, ratio: float, epochs: int | None) -> Any:
     return [scheduler for settings in nodes for scheduler in _scale_one(settings, ratio, epochs)]
 
 
-def _scale_one(settings: dict, ratio: float, epochs: int | None) -> list[ConfigDict]:
+def _scale_one(scheduler: dict, ratio: float, epochs: int | None) -> list[ConfigDict]:
     """The scheduler at its new length; decays between two epochs become schedulers of their own."""
-    settings = ConfigDict(settings)
+    settings = ConfigDict(scheduler)
     settings.type = settings.type if isinstance(settings.type, str) else settings.type.__name__
     if not settings.get('by_epoch', True):
         return [_scale_iterations(settings, ratio)]

@@ -1,8 +1,9 @@
 """A variant of the table for any config: ``--variant NAME``."""
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger, print_log
@@ -18,13 +19,13 @@ from ..hooks.temperature_hook import layers_with_temperature
 from ..layers.moe_conv import moe_layers
 from ..variants import get_variant
 
-Part = Tuple[Any, Any]  # a dict or list of the model's config, and the key of a part of the model in it
+Part = tuple[Any, Any]  # a dict or list of the model's config, and the key of a part of the model in it
 RESNETS = {'ResNet': {}, 'ResNetV1c': dict(deep_stem=True), 'ResNetV1d': dict(deep_stem=True, avg_down=True)}
 NOTHING_FROZEN = {'EfficientNet': 0}  # frozen_stages of a net in which it is not -1
 SWAPS = {'DynamicConvs': ('conv', 'include', 'exclude'), 'KernelDNA': ('plan', 'gate_cfg')}
 
 
-def use_variant(cfg: Config, name: Optional[str]) -> None:
+def use_variant(cfg: Config, name: str | None) -> None:
     """Turn the model of a config into a variant, in place, or leave it as it was.
 
     The backbone is changed; where it has no convolution that can be, as a transformer, the neck. The changed part is built
@@ -66,9 +67,9 @@ class Change:
     """
     place: Any
     key: Any
-    changed: Dict[str, Any]
+    changed: dict[str, Any]
     module: nn.Module
-    skipped: List[str]
+    skipped: list[str]
 
 
 def find_change(cfg: Config, name: str) -> Change:
@@ -77,7 +78,7 @@ def find_change(cfg: Config, name: str) -> Change:
     Raises:
         UsageError: as :func:`use_variant`.
     """
-    skipped: List[str] = []
+    skipped: list[str] = []
     for place, key in _parts(cfg.model):
         changed = vary(place[key], name)
         try:
@@ -91,7 +92,7 @@ def find_change(cfg: Config, name: str) -> Change:
     raise UsageError(f'variant {name} finds nothing to change in this model. ' + ' '.join(skipped))
 
 
-def vary(part: Dict[str, Any], name: str) -> Dict[str, Any]:
+def vary(part: dict[str, Any], name: str) -> dict[str, Any]:
     """The config of a backbone or neck as a variant.
 
     ``kdna`` makes of a ResNet or a MobileNetV2 the paper's net, and shares kernels by the automatic policy in any other.
@@ -113,7 +114,7 @@ def vary(part: Dict[str, Any], name: str) -> Dict[str, Any]:
     return dict(type='KernelDNA', module=dict(part))
 
 
-def inside_swap(options: Dict[str, Any], cfg: Config) -> Dict[str, Any]:
+def inside_swap(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """Options for a part of the model, moved to its inner module where a variant was put around it.
 
     ``model.backbone.norm_eval=False`` reaches the net whether or not it is a variant.
@@ -129,7 +130,7 @@ def add_layer_hooks(runner: Runner) -> None:
             runner.register_hook(kind())
 
 
-def model_with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def model_with_backbone(node: dict[str, Any]) -> dict[str, Any] | None:
     """The part of a model's config that has the backbone: the model, or the detector in a tracker or a teacher."""
     node = trained_model(node)
     if isinstance(node.get('backbone'), dict):
@@ -138,7 +139,7 @@ def model_with_backbone(node: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     return next((found for found in inner if found is not None), None)
 
 
-def _parts(model: Dict[str, Any]) -> List[Part]:
+def _parts(model: dict[str, Any]) -> list[Part]:
     """The backbone, then the necks beside it; a tracker or a semi-supervised detector has them a level deeper."""
     place = model_with_backbone(model)
     if place is None:
@@ -159,14 +160,15 @@ def _take(cfg: Config, change: Change) -> None:
 def _inner_key(key: str, cfg: Config) -> str:
     node, parts = cfg, key.split('.')
     for i, part in enumerate(parts):
-        kept = SWAPS.get(node.get('type')) if isinstance(node, dict) and isinstance(node.get('type'), str) else None
+        kind = node.get('type') if isinstance(node, dict) else None
+        kept = SWAPS.get(kind) if isinstance(kind, str) else None
         if kept and part not in (*kept, 'type', 'module', '_delete_'):
             return '.'.join([*parts[:i], 'module', *parts[i:]])
         node = node.get(part) if isinstance(node, (dict, Config)) else None
     return key
 
 
-def _type_name(part: Dict[str, Any]) -> str:
+def _type_name(part: dict[str, Any]) -> str:
     kind = part.get('type', 'model')
     return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
 

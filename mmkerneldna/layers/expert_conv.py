@@ -135,7 +135,7 @@ def on_four_axes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
 
 
-def init_attention(convs: list[nn.Conv2d]) -> None:
+def init_attention(convs: Sequence[nn.Conv2d | nn.Linear]) -> None:
     """Kaiming-normal kernels (fan out) and zero bias: every attention starts near its middle."""
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')

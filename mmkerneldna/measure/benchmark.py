@@ -116,11 +116,12 @@ class Benchmark:
         for name in self.models:
             row = _blank_row(name, workload, self.models[name])
             _merge(row, self._complexity(name, workload))
-            if isinstance(ready[name], Failure):
-                _merge(row, ready[name])
+            model = ready[name]
+            if isinstance(model, Failure):
+                _merge(row, model)
             else:
                 _merge(row, _timing_cells(timings[name], workload))
-                _merge(row, _peak('peak_memory_mb', calls[name], weight_bytes(ready[name]), workload))
+                _merge(row, _peak('peak_memory_mb', calls[name], weight_bytes(model), workload))
             rows.append(row)
         _add_ratio(rows, 'latency_ms', 'latency_ratio')
         return rows
@@ -144,12 +145,12 @@ class Benchmark:
         timings = _time(calls, workload, self.timing)
         for name, row in rows.items():
             row.update(dict.fromkeys((*(column.key for column in TRAIN_COLUMNS), 'train_error', 'train_disturbed')))
-            if name not in models:
-                _merge(row, self.models[name], 'train_error')
-            elif isinstance(timings[name], Failure):
-                _merge(row, timings[name], 'train_error')
+            model = self.models[name]
+            timing = model if isinstance(model, Failure) else timings[name]
+            if isinstance(timing, Failure):
+                _merge(row, timing, 'train_error')
             else:
-                row.update(train_step_ms=timings[name].median, train_disturbed=timings[name].disturbed or None)
+                row.update(train_step_ms=timing.median, train_disturbed=timing.disturbed or None)
                 resident = weight_bytes(models[name]) + momentum_bytes(models[name])
                 _merge(row, _peak('train_peak_memory_mb', calls[name], resident, workload), 'train_error')
         _add_ratio(list(rows.values()), 'train_step_ms', 'train_step_ratio')
@@ -169,7 +170,8 @@ def _time(calls: Mapping[str, Any], workload: Workload, timing: dict) -> dict[st
 
 def _blank_row(name: str, workload: Workload, model: nn.Module | Failure) -> Row:
     row: Row = dict(name=name, batch=workload.batch, height=workload.size[0], width=workload.size[1],
-                    proposals=workload.proposals_of(model), device=workload.device, precision=workload.precision,
+                    proposals=None if isinstance(model, Failure) else workload.proposals_of(model),
+                    device=workload.device, precision=workload.precision,
                     channels_last=workload.channels_last)
     return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None, 'disturbed': None}
 

@@ -48,6 +48,7 @@ class FixedProposals:
         if count < 1:
             raise UsageError(f'{count} proposals per image: at least 1 is needed')
         heads = heads_of(model)
+        self.rpn: Any
         (self.rpn, ), self.box_heads, self.count = heads.dense, heads.box, count
         self._made: dict[tuple, Tensor] = {}
 

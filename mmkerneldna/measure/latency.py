@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import UsageError
 from .clock import Sample, disturbance, sample
+
+T = TypeVar('T')
 
 #: how often a whole measurement is made before a disturbed one is taken as it is
 ATTEMPTS = 3
@@ -66,7 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         hint in str(error) for hint in ("can't allocate memory", 'not enough memory', 'out of memory'))
 
 
-def attempt(call: Callable[[], Any], device: str | torch.device = 'cpu') -> Any | Failure:
+def attempt(call: Callable[[], T], device: str | torch.device = 'cpu') -> T | Failure:
     """Result of a call, or a :class:`Failure`; what an out-of-memory error left behind is freed.
 
     Raises:

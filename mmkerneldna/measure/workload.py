@@ -2,12 +2,13 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy import has_proposals, task_of
+from ..modules import to_memory_format
 from .fixed_proposals import FixedProposals
 from .synthetic import detection_batch, segmentation_batch, synthetic_images
 
@@ -59,7 +60,7 @@ class Workload:
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to where and how this workload wants it."""
         model = model.to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+        return to_memory_format(model, torch.channels_last) if self.channels_last else model
 
 
 def inference_call(model: nn.Module, workload: Workload, batch: dict | None = None) -> Call:
@@ -130,7 +131,7 @@ def _loss_call(model: nn.Module, workload: Workload) -> Callable[[], Tensor]:
     task = task_of(model)
     if task == 'backbone':
         images = _images(workload)
-        return lambda: sum(f.float().square().mean() for f in _tensors(model(images)))
+        return lambda: cast(Tensor, sum(f.float().square().mean() for f in _tensors(model(images))))
     if task == 'segmentation':
         _train_at_stated_size(model, workload)
     batch = _make_batch(task, workload, with_mask=getattr(model, 'with_mask', False))

@@ -68,7 +68,7 @@ def parse_variant(text: str, base: str) -> Variant:
         return Variant(text, base, swap=text)
     found = re.fullmatch(r'([\w.+-]+):\s*(\S.*)', text)
     options = shlex.split(found.group(2)) if found else []
-    if not options or not all(re.match(r'[\w.]+=', option) for option in options):
+    if found is None or not options or not all(re.match(r'[\w.]+=', option) for option in options):
         raise UsageError(f"variant '{text}' is neither [NAME=]CONFIG.py nor 'NAME:key=value ...'")
     return Variant(found.group(1), base, tuple(_full_key(option) for option in options))
 
@@ -196,6 +196,7 @@ def _call(command: Sequence[str], log: Path, on_line: Callable[[str], None]) -> 
         process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, pass_fds=[lock.fileno()], env={**os.environ, EVENTS_WANTED: '1'})
         with process:
+            assert process.stdout is not None  # a pipe, see above
             try:
                 for line in process.stdout:
                     if read_event(line) is None:

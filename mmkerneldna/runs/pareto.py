@@ -20,7 +20,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         >>> pareto_front([(2.0, 50.0), (1.0, 40.0), (3.0, 45.0)])
         [1, 0]
     """
-    front, best = [], float('-inf')
+    front: list[int] = []
+    best = float('-inf')
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         cost, score = points[index]
         if score > best or (front and points[front[-1]] == (cost, score)):

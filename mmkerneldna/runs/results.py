@@ -75,7 +75,8 @@ def read_scalars(stamps: Sequence[Path]) -> tuple[list[dict], int]:
 
     After a resume steps repeat; the later record wins.
     """
-    records, broken = {}, 0
+    records: dict[Any, dict] = {}
+    broken = 0
     for index, line in enumerate(line for stamp in stamps for line in _lines(stamp / 'vis_data' / 'scalars.json')):
         try:
             record = json.loads(line)

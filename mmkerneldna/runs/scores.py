@@ -3,7 +3,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ SCORES = (
 )
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """A finite real number, of Python or numpy."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -1,6 +1,7 @@
 """Cost of trained variants, measured in one process in turns, and its way into tables of runs."""
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -37,7 +38,7 @@ def measure(configs: Mapping[str, Config], runs: Sequence[Run], workload: Worklo
     for run in runs:
         if run.finished:
             first.setdefault(run.variant.name, run)
-    subjects = [Subject(name, lambda name=name: trained_model(configs[name], first.get(name))) for name in configs]
+    subjects = [Subject(name, partial(trained_model, configs[name], first.get(name))) for name in configs]
     rows = Benchmark(subjects, [workload], repeats=repeats).run()
     write_json(work_dir / FILE_NAME, dict(environment=environment(workload.device), rows=rows))
     return {row['name']: row for row in rows}
