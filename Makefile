@@ -21,7 +21,7 @@ SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
 .PHONY: setup test lint demo doctor clean
 setup: $(STAMPS)/package
 
-test: setup
+test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS)
 
 lint: setup

@@ -1,7 +1,7 @@
 """Which parts an OpenMMLab model has, asked in one place: wrappers, task, backbone, neck and heads."""
 import copy
 from dataclasses import dataclass
-from typing import Optional, Tuple, Union, cast
+from typing import cast
 
 from mmdet.models import BaseDetector
 from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
@@ -57,7 +57,7 @@ def is_whole(model: nn.Module) -> bool:
     return isinstance(model, BaseModel) and hasattr(model, 'extract_feat')
 
 
-def has_proposals(model: Union[nn.Module, dict]) -> bool:
+def has_proposals(model: nn.Module | dict) -> bool:
     """Whether a model, or the config of one, has a region proposal network and a second stage."""
     return all(_part(model, name) is not None for name in ('rpn_head', 'roi_head'))
 
@@ -80,9 +80,9 @@ class Heads:
         dense: their input sizes follow the image's (RPN, one-stage detectors, segmenters).
         box, mask: of a second stage; their input sizes follow the number of boxes.
     """
-    dense: Tuple[nn.Module, ...] = ()
-    box: Tuple[nn.Module, ...] = ()
-    mask: Tuple[nn.Module, ...] = ()
+    dense: tuple[nn.Module, ...] = ()
+    box: tuple[nn.Module, ...] = ()
+    mask: tuple[nn.Module, ...] = ()
 
 
 def heads_of(model: nn.Module) -> Heads:
@@ -94,12 +94,12 @@ def heads_of(model: nn.Module) -> Heads:
     return Heads(dense, _listed(roi_head, 'bbox_head'), _listed(roi_head, 'mask_head'))
 
 
-def _listed(owner: Optional[nn.Module], name: str) -> Tuple[nn.Module, ...]:
+def _listed(owner: nn.Module | None, name: str) -> tuple[nn.Module, ...]:
     head = None if owner is None else _part(owner, name)
     if isinstance(head, nn.ModuleList):
         return tuple(head)
     return () if head is None else (head, )
 
 
-def _part(owner: Union[nn.Module, dict], name: str):
+def _part(owner: nn.Module | dict, name: str):
     return owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)

@@ -193,10 +193,10 @@ def short(cell):
 
 def markdown(rows, variants):
     """The document: how many folders work, the table, the reasons."""
-    lines = ['# Coverage', '', 'Written by `python tools/coverage.py`. One config, the first by name, of every method folder of '
-             'the installed packages; a cell', 'is the number of convolutions that the variant changed, in the backbone unless '
-             'it says *neck*, after one forward pass in training', 'and one in evaluation mode whose feature maps have the '
-             "static net's shapes; *no* has its reason below.", '']
+    lines = ['# Coverage', '', 'Written by `python tools/coverage.py`. One config, the first by name, of every method folder '
+             'of the installed packages; a cell', 'is the number of convolutions that the variant changed, in the backbone '
+             'unless it says *neck*, after one forward pass in training', 'and one in evaluation mode whose feature maps have '
+             "the static net's shapes; *no* has its reason below.", '']
     for package in PACKAGES:
         ours = [row for row in rows if row['package'] == package]
         if not ours:

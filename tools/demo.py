@@ -72,7 +72,7 @@ def study_of(task: str, args) -> Study:
 
 
 def derived_study(study: Study, name: str, dense: Run, cfg: Config) -> Study:
-    """One more run: derived from the checkpoint of ``dense``, whose config is ``cfg``, and trained for a quarter of its steps."""
+    """One more run: derived from the checkpoint of ``dense``, a run of ``cfg``, and trained for a quarter of its steps."""
     variant = Variant(f'{name}_derived', str(config_of(name)), (f'load_from={dense.checkpoint()}', ))
     return replace(study, variants=[variant], lengths=dict(max_iters=cfg.train_cfg.max_iters // 4),
                    facts={**study.facts, 'dense': digest_of(Path(dense.checkpoint()))})

@@ -39,6 +39,7 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
         ValueError: strides or dilations that are not 7 numbers.
         SharingPlanError: a plan that does not fit, or a frozen parent of a live child.
     """
+    arch_settings: Sequence[Sequence[int]]
 
     def __init__(self,
                  widen_factor: float = 1.0,

@@ -74,7 +74,7 @@ def output_pairs(twin: nn.Module, parents: Mapping[str, str], run: Run, batches:
     return samples
 
 
-def correlation(pair: tuple[Tensor, Tensor]) -> Tensor:
+def correlation(pair: Sequence[Tensor]) -> Tensor:
     """Pearson correlation of each channel of the first with each of the second, (C, C)."""
     a, b = (F.normalize(t - t.mean(1, keepdim=True), dim=1) for t in pair)
     return a @ b.T

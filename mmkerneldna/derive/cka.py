@@ -14,7 +14,7 @@ TINY = 1e-12
 
 def same_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (N, C, H, W) at the same positions: the larger one is averaged down."""
-    size = [min(sides) for sides in zip(a.shape[2:], b.shape[2:])]
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
 

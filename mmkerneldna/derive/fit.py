@@ -6,7 +6,7 @@ size is kept, per filter and per tap, and only the sign follows the correlation.
 
 Letters: C_out filters, C_in inputs, k taps per side, r rank.
 """
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def identity_scales(kernel: Tensor) -> Scales:
     return Scales(kernel.new_ones(kernel.shape[0], 1, 1, 1), kernel.new_ones(1, 1, *kernel.shape[2:]))
 
 
-def same_size(kernel: Tensor, parent: Tensor, taps: bool, signs: Optional[Tensor] = None) -> Scales:
+def same_size(kernel: Tensor, parent: Tensor, taps: bool, signs: Tensor | None = None) -> Scales:
     """Factors that give ``parent`` the norm of each filter and of each tap of ``kernel``.
 
     Norms per filter and per tap are matched in turns (as in matrix balancing).
@@ -73,7 +73,7 @@ def closest(kernel: Tensor, parent: Tensor) -> Scales:
     return Scales(_regression(product, square, taps[0], (1, 2)).view(-1, 1, 1, 1), taps)
 
 
-def low_rank(remainder: Tensor, rank: int, covariance: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+def low_rank(remainder: Tensor, rank: int, covariance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """B A of rank r closest to ``remainder`` (C_out, C_in * k * k): in its output if the inputs' covariance is known.
 
     Args:
@@ -102,7 +102,7 @@ def relative_error(kernel: Tensor, fitted: Tensor) -> float:
     return float((fitted - kernel).norm() / kernel.norm().clamp_min(TINY))
 
 
-def _regression(product: Tensor, square: Tensor, factor: Tensor, dims: Tuple[int, ...]) -> Tensor:
+def _regression(product: Tensor, square: Tensor, factor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Best factors over the other dimensions, given the ones over ``dims``."""
     return (product * factor).sum(dims) / (square * factor.square()).sum(dims).clamp_min(TINY)
 

@@ -1,6 +1,7 @@
 """Input gates that start without a say: g = sigmoid(b) whatever the input, and its inverse in the kernel."""
 import torch
-from torch import Tensor, nn
+from mmengine.model import constant_init
+from torch import Tensor
 
 from ..layers import ChildConv2d
 
@@ -18,8 +19,7 @@ def neutral_gate(child: ChildConv2d, bias: float = 0.0) -> float:
     Returns:
         float: 1 / g, the factor that the kernel has to carry.
     """
-    nn.init.zeros_(child.gate.fc2.weight)
-    nn.init.constant_(child.gate.fc2.bias, bias)
+    constant_init(child.gate.fc2, 0, bias)
     return 1 + float(torch.tensor(-bias, dtype=torch.float64).exp())
 
 

@@ -1,12 +1,14 @@
 """Give the norms of changed blocks the statistics that they really see, and their branches the size that they should have."""
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..modules import running_stats
 from .growth import last_norm
 from .run import Run
 
@@ -29,14 +31,15 @@ def reestimate(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batche
         run: calls that net on one batch.
         batches (Sequence): what ``run`` takes.
     """
-    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    before = [[stats.clone() for stats in running_stats(norm)] for norm in norms]
     with _collecting(norms):
         for batch in batches:
             run(batch)
     for norm, (mean, var) in zip(norms, before):
-        if norm.num_batches_tracked == 0 or not torch.isfinite(norm.running_var).all():  # the run does not reach it
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(var)
+        running_mean, running_var = running_stats(norm)
+        if norm.num_batches_tracked == 0 or not torch.isfinite(running_var).all():  # the run does not reach it
+            running_mean.copy_(mean)
+            running_var.copy_(var)
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def absorb(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: S
     moments: dict[_BatchNorm, _Moments] = {norm: _Moments() for norm in norms if norm.weight is not None}
     with ExitStack() as stack:
         for norm, sums in moments.items():
-            stack.enter_context(watching(norm, lambda args, _, s=sums: s.add(args[0], args[0])))
+            stack.enter_context(watching(norm, sums.add_input))
         for batch in batches:
             run(batch)
     for norm, sums in moments.items():
@@ -76,23 +79,29 @@ def absorb(norms: Sequence[_BatchNorm], run: Callable[[Any], object], batches: S
 
 
 def _move(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
-    factor = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-    norm.bias.add_((mean - norm.running_mean) * factor)
+    running_mean, running_var = running_stats(norm)
+    factor = norm.weight.double() * (running_var.double() + norm.eps).rsqrt()
+    norm.bias.add_((mean - running_mean) * factor)
     norm.weight.copy_(factor * (var + norm.eps).sqrt())
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var)
+    running_mean.copy_(mean)
+    running_var.copy_(var)
 
 
 class _Moments:
     """Sums over positions of two (N, C, ...) tensors, per channel, in double precision."""
 
     def __init__(self) -> None:
-        self.count, self.sums = 0, 0
+        self.count = 0
+        self.sums: Any = 0  # (4, C) of the first call on
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
         ours, theirs = (t.double().transpose(0, 1).flatten(1) for t in (ours, theirs))
         self.count += ours.shape[1]
         self.sums = self.sums + torch.stack([ours.sum(1), theirs.sum(1), ours.square().sum(1), (ours * theirs).sum(1)])
+
+    def add_input(self, args: tuple, _: Tensor) -> None:
+        """What a norm takes, from a call of it."""
+        self.add(args[0], args[0])
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Of ours per channel, the variance unbiased."""
@@ -129,7 +138,7 @@ class Recalibration:
         goals = self._branches(norms)
         for block, unit in units.items():
             module, inputs = self.target.get_submodule(unit), self._inputs(unit)
-            reestimate(batch_norms(self.target, [block]), lambda args, module=module: module(*args), inputs)
+            reestimate(batch_norms(self.target, [block]), partial(_spread, module), inputs)
             if block in norms:
                 self._match(self.target.get_submodule(norms[block]), module, inputs, goals[block])
 
@@ -139,7 +148,7 @@ class Recalibration:
         with ExitStack() as stack:
             for block, path in norms.items():
                 norm = self.twin.get_submodule(path)
-                stack.enter_context(watching(norm, lambda _, out, to=seen[block]: to.append(out.clone())))
+                stack.enter_context(watching(norm, partial(_keep, seen[block])))
             for batch in self.batches:
                 self.run(self.twin, batch)
         return seen
@@ -161,6 +170,14 @@ class Recalibration:
         factor, shift = moments.line()
         norm.bias.copy_(norm.bias.double() * factor + shift)
         norm.weight.copy_(norm.weight.double() * factor)
+
+
+def _spread(module: nn.Module, args: tuple) -> object:
+    return module(*args)
+
+
+def _keep(kept: list[Tensor], _: tuple, output: Tensor) -> None:
+    kept.append(output.clone())
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def _maps(twin: nn.Module, wanted: Iterable[str], run: Run, batch: Tensor) -> di
             run(twin, batch)
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             cause = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-            raise DeriveError(f'{type(twin).__name__} can\'t be run on images {tuple(batch.shape)} ({cause}): give a backbone or '
-                              'a whole model, or no images') from error
+            raise DeriveError(f"{type(twin).__name__} can't be run on images {tuple(batch.shape)} ({cause}): give a backbone "
+                              'or a whole model, or no images') from error
     maps = {path: first_map(made) for path, made in calls.items()}
     return {path: output for path, output in maps.items() if output is not None}

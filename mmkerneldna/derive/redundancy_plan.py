@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def redundancy_plan(module: nn.Module,
     """Choose parents and children of least predicted damage so that at most ``budget`` of the parameters are left.
 
     Counted are the unique parameters: each kernel once, gates and all other adapters included, against those of ``module`` as
-    it is. The net keeps its depth, so the deployed net (every kernel written out) has the old size and speed, but for the gates.
+    it is. The net keeps its depth: deployed, with every kernel written out, it has the old size and speed, but for the gates.
 
     Args:
         module (nn.Module): with trained weights; not changed.
@@ -65,7 +66,7 @@ def redundancy_plan(module: nn.Module,
         DeriveError: images that can't be used.
     """
     _check_budget(budget)
-    options = dict(reduction=reduction, residual_rank=residual_rank, spatial_scale=spatial_scale)
+    options: dict[str, Any] = dict(reduction=reduction, residual_rank=residual_rank, spatial_scale=spatial_scale)
     groups = _groups(module, across_stages, options)
     total = count_parameters(module)
     _check_possible(module, groups, budget, total)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..modules import running_stats
 from ..sharing import SharingPlan, SharingPlanError, register_policy
 from .images import FolderImages
 from .redundancy import BATCHES
@@ -42,10 +43,10 @@ def redundancy_policy(module: nn.Module,
     """
     trained = module if checkpoint is None else with_weights(module, checkpoint, grow)
     if checkpoint is None and _is_fresh(module):
-        raise SharingPlanError("dict(type='redundancy', ...) needs trained weights, and the norms of "
-                               f'{type(module).__name__} have seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a module that holds one')
+        raise SharingPlanError(f"dict(type='redundancy', ...) needs trained weights, and the norms of {type(module).__name__} "
+                               'have seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a trained module')
     if isinstance(images, (str, os.PathLike)):
-        images = FolderImages(os.fspath(images), trained, tuple(size))
+        images = FolderImages(os.fspath(images), trained, (size[0], size[1]))
     return redundancy_plan(trained, budget, images, across_stages=across_stages, reduction=reduction,
                            residual_rank=residual_rank, spatial_scale=spatial_scale, batches=batches)
 
@@ -60,11 +61,12 @@ def with_weights(module: nn.Module, checkpoint: Source, grow: bool = False) -> n
     start = Start(module, read_source(checkpoint))
     if start.identities and not grow:
         extra = ', '.join(sorted(start.identities))
-        raise SharingPlanError(f'{type(module).__name__} has blocks that the checkpoint lacks ({extra} would be identities): for the same latency put the plan around the static net, '
+        raise SharingPlanError(f'{type(module).__name__} has blocks that the checkpoint lacks ({extra} would be identities): '
+                               'for the same latency put the plan around the static net, '
                                "dict(type='KernelDNA', module=..., plan=...), or accept the growth by grow=True")
     return start.twin
 
 
 def _is_fresh(module: nn.Module) -> bool:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    return bool(norms) and all((m.running_mean == 0).all() and (m.running_var == 1).all() for m in norms)
+    return bool(norms) and all((mean == 0).all() and (var == 1).all() for mean, var in map(running_stats, norms))

@@ -132,6 +132,7 @@ def _render(first: str, names: Sequence[str], rows: Sequence[tuple[str, ...]]) -
         table.add_column(name, no_wrap=True, justify='left' if name in ('parent', 'start') else 'right')
     for row in rows:
         table.add_row(*row)
-    console = Console(file=StringIO(), width=160, color_system=None)
+    written = StringIO()
+    console = Console(file=written, width=160, color_system=None)
     console.print(table)
-    return console.file.getvalue().rstrip()
+    return written.getvalue().rstrip()

@@ -31,6 +31,7 @@ def read_source(source: Source) -> dict[str, Tensor]:
         DeriveError: it is a KernelDNA net's.
         CheckpointError: no such file, it can't be fetched, has no weights in it, or values that are not finite.
     """
+    held: Mapping[str, Any]
     if isinstance(source, nn.Module):
         held, name = source.state_dict(), type(source).__name__
     elif isinstance(source, Mapping):

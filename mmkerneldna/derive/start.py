@@ -1,5 +1,6 @@
 """The start that needs weights only, or a few images to choose better: grown blocks, exact children, fitted children."""
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,13 +78,13 @@ class Start:
         aligned = self._align(run, batches) if align else set()
         kernels = {child: self._kernel(child).clone() for child in self.parents}
         lent = self._family_means() if compromise else {}
-        signs = self._signs(run, batches) if batches and not lent else {}
+        signs = self._signs(run, batches) if run and batches and not lent else {}
         self._copy_to_target(lent)
         for child, parent in self.parents.items():
             module, kernel = children_of(self.target)[child], kernels[child]
             exact = child not in self.fitted
             self._set(module, kernel, lent.get(parent, self._kernel(parent)), exact, signs.get(child),
-                      self._covariance(child, run, batches) if not exact and batches else None)
+                      self._covariance(child, run, batches) if run and batches and not exact else None)
             kind = IDENTITY if block_of(child) in self.identities else EXACT if exact else FITTED
             self.rows.append(ChildRow(child, parent, kind, relative_error(kernel, effective_kernel(module)),
                                       aligned=child in aligned))
@@ -102,13 +103,13 @@ class Start:
     def _set(child: ChildConv2d, kernel: Tensor, parent: Tensor, exact: bool, signs: Tensor | None,
              covariance: Tensor | None) -> None:
         inverse = neutral_gate(child)
-        residual = getattr(child, 'residual_b', None)
+        residual = child.residual_b
         if residual is not None:
             residual.zero_()
         if exact:
             return set_scales(child, *identity_scales(kernel), inverse)
         scales = same_size(kernel, parent, child.spatial_scale is not None, signs)
-        if residual is None:
+        if residual is None or child.residual_a is None:
             return set_scales(child, *scales, inverse)
         scales = least_squares(kernel, parent)
         left, right = low_rank((kernel - scales.apply(parent)).flatten(1), residual.shape[1], covariance)
@@ -133,7 +134,7 @@ class Start:
         signs = {}
         for child, pairs in output_pairs(self.twin, self._fitted_pairs(), run, batches).items():
             if pairs:
-                joined = tuple(torch.cat(side, dim=1) for side in zip(*pairs))
+                joined = [torch.cat(side, dim=1) for side in zip(*pairs)]
                 signs[child] = torch.where(correlation(joined).diagonal() < 0, -1.0, 1.0)
         return signs
 
@@ -143,15 +144,14 @@ class Start:
     def _align(self, run: Run | None, batches: Sequence[Tensor]) -> set:
         """Relabel hidden channels where it raises the correlation, on pixels that it was not chosen by; by kernels without
         images."""
-        free = {child: free_hidden(self.twin, child, self.parents) for child in self.fitted}
-        free = {child: hidden for child, hidden in free.items() if hidden}
-        pairs = output_pairs(self.twin, {c: self.parents[c] for c in free}, run, batches) if batches and free else {}
+        free = {child: hidden for child in self.fitted if (hidden := free_hidden(self.twin, child, self.parents))}
+        pairs = output_pairs(self.twin, {c: self.parents[c] for c in free}, run, batches) if run and batches and free else {}
         done = set()
         for child, hidden in free.items():
             if pairs.get(child):
-                joined = tuple(torch.cat(side, dim=1) for side in zip(*pairs[child]))
-                order = best_order(correlation(tuple(t[:, ::2] for t in joined)))
-                held = correlation(tuple(t[:, 1::2] for t in joined))
+                joined = [torch.cat(side, dim=1) for side in zip(*pairs[child])]
+                order = best_order(correlation([t[:, ::2] for t in joined]))
+                held = correlation([t[:, 1::2] for t in joined])
                 if held[torch.arange(len(order)), order].square().mean() <= held.diagonal().square().mean():
                     continue
             else:
@@ -165,7 +165,8 @@ class Start:
         conv = self.twin.get_submodule(child)
         if getattr(children_of(self.target)[child], 'residual_b', None) is None or conv.groups != 1:
             return None
-        total, rows = 0, 0
+        total: Any = 0
+        rows = 0
         for batch in batches:
             with recorded(self.twin, [child]) as calls:
                 run(self.twin, batch)
@@ -178,6 +179,7 @@ class Start:
 
 def effective_kernel(child: ChildConv2d) -> Tensor:
     """What a child with a neutral gate computes with."""
+    assert child.gate.fc2.bias is not None  # every gate has it
     gate = child.gate.fc2.bias.double().sigmoid().view(1, -1, 1, 1)
     kernel = child.to_plain().weight.double()
     if child.groups > 1:

@@ -132,6 +132,6 @@ def _borrow_within(paths: list[str], letters: str) -> list[tuple[str, str]]:
             if letter == 'S']
 
 
-def worth(conv: nn.Conv2d, b: Borrowing) -> bool:
+def worth(conv: nn.Module, b: Borrowing) -> bool:
     """Whether the kernel that a child in the place of ``conv`` gives up is larger than its adapter."""
     return b.reduction <= conv.in_channels and adapter_size(conv, **b.options()) < conv.weight.numel()

@@ -6,6 +6,7 @@ topologies of ResNet-18, ResNet-50 and MobileNetV2 are facts of the released cod
 Each row is (stage, child block, child conv, parent block, parent conv, reduction); stages count from 1, blocks from 0.
 """
 import difflib
+from typing import Any
 
 from .plan import Borrowing, SharingPlan, SharingPlanError
 
@@ -32,7 +33,7 @@ def _inverted_stage(stage: int, blocks: int) -> list[Row]:
 
 # A ResNeXt keeps its parameters in the 1x1 convs, its grouped 3x3 is cheap; with the paper's reduction of 4 a gate on
 # the 1024 channels in front of such a conv would cost as much as the kernel saves, hence MobileNetV2's 24.
-_RESNEXT = dict(convs=('conv1', 'conv3'), reduction=24)
+_RESNEXT: dict[str, Any] = dict(convs=('conv1', 'conv3'), reduction=24)
 
 TABLES: dict[str, list[Row]] = {
     # The paper's.

@@ -167,7 +167,7 @@ def _changed_options(b: Borrowing) -> dict[str, Any]:
     return {key: value for key, value in b.options().items() if value != default[key]}
 
 
-def adapter_size(conv: nn.Conv2d, reduction: int, residual_rank: int = 0, spatial_scale: bool = True) -> int:
+def adapter_size(conv: nn.Module, reduction: int, residual_rank: int = 0, spatial_scale: bool = True) -> int:
     """Parameters that a child in the place of ``conv`` adds: gate (with a BN), static modulations and residual."""
     if isinstance(conv, ChildConv2d):
         return sum(p.numel() for p in conv.adapter_parameters())

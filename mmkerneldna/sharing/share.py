@@ -2,7 +2,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -17,7 +17,7 @@ from .plan import Borrowing, SharingPlan, SharingPlanError
 from .policies import PLAN_POLICIES
 from .ties import keep_ties
 
-PlanLike = Union[SharingPlan, str, Mapping[str, Any]]
+PlanLike = SharingPlan | str | Mapping[str, Any]
 
 
 def resolve_plan(module: nn.Module, plan: PlanLike) -> SharingPlan:
@@ -79,24 +79,24 @@ def share_kernels(module: nn.Module,
     Raises:
         SharingPlanError: unknown path, not a plain conv, different kernel shape or groups, or a conv that shares already.
     """
-    plan, gate_cfg = _with_gates(resolve_plan(module, plan), gate_cfg)
-    plan = plan if residual_rank is None else plan.with_residual_rank(residual_rank)
-    plan = plan if spatial_scale is None else plan.with_spatial_scale(spatial_scale)
-    convs = {path: _plain_conv(module, path, plan.name) for b in plan.borrowings for path in (b.child, b.parent)}
-    for b in plan.borrowings:
-        _check_fit(b, convs[b.child], convs[b.parent], plan.name)
-    _check_distinct(plan, convs)
-    _check_free(module, plan)
-    children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_cfg)
-                for b in plan.borrowings}
+    resolved, gate_options = _with_gates(resolve_plan(module, plan), gate_cfg)
+    resolved = resolved if residual_rank is None else resolved.with_residual_rank(residual_rank)
+    resolved = resolved if spatial_scale is None else resolved.with_spatial_scale(spatial_scale)
+    convs = {path: _plain_conv(module, path, resolved.name) for b in resolved.borrowings for path in (b.child, b.parent)}
+    for b in resolved.borrowings:
+        _check_fit(b, convs[b.child], convs[b.parent], resolved.name)
+    _check_distinct(resolved, convs)
+    _check_free(module, resolved)
+    children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_options)
+                for b in resolved.borrowings}
     for path, child in children.items():
         replace(module, convs[path], child)
     keep_ties(module)
-    print_log(plan.describe(module), logger='current')
+    print_log(resolved.describe(module), logger='current')
     return module
 
 
-def _with_gates(plan: SharingPlan, gate_cfg: dict | None):
+def _with_gates(plan: SharingPlan, gate_cfg: dict | None) -> tuple[SharingPlan, dict[str, Any]]:
     gate_cfg = dict(gate_cfg or {})
     unknown = set(gate_cfg) - {'reduction', 'norm_cfg'}
     if unknown:

@@ -41,8 +41,8 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
         Image.effect_noise((80 + i, 70), 60).convert('RGB').save(folder / f'{i}.png')
     out = tmp_path / 'derived.pth'
     code = run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder),
-                                  '--steps', '3', '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--residual-rank', '2',
-                                  '--plan', 'layer4.1.conv1=layer4.1.conv2', '--cfg-options', *NARROW])
+                                  '--steps', '3', '--batch', '2', '--size', '64', '64', '--device', 'cpu',
+                                  '--residual-rank', '2', '--plan', 'layer4.1.conv1=layer4.1.conv2', '--cfg-options', *NARROW])
     assert code == 0
     printed = capsys.readouterr().out
     assert 'backbone.layer4.1.conv1' in printed and '3 steps of reconstruction' in printed

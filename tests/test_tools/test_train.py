@@ -31,7 +31,7 @@ MISTAKES = {
                                            r'model\.decode_head\.num_classes is 19.* has 7 classes'),
     'misspelt optimizer': (DETECTOR, ['optim_wrapper.optimizer.type=AdmW'], r"type='AdmW' is not registered.*AdamW"),
     'schedule of less than an iteration': (DETECTOR, ['param_scheduler.1.end=0.1'],
-                                           r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations: .*; set param_sched'),
+                                           r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations: .*; set param_'),
     'load_from a missing file': (DETECTOR, ['load_from=/nonexistent/a.pth'], r'/nonexistent/a\.pth does not exist'),
 }
 
