@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 
-def compiler_errors() -> tuple[type, ...]:
+def compiler_errors() -> tuple[type[Exception], ...]:
     """What a compiled function raises where compiling fails, not where its input is wrong."""
     return torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError
 

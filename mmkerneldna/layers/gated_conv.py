@@ -121,15 +121,15 @@ class _GatedConv2d(torch.autograd.Function):
             padding, dilation, False, [0, 0], groups, [need_x or need_gate, any(need_kernel), need_bias])
         grad_gate = (grad_scaled * x).sum((2, 3), keepdim=True).to(gate.dtype) if need_gate else None
         grad_x = _multiplied(grad_scaled, gate).to(x.dtype) if need_x else None
-        grads = (None, ) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, *kernel_parts, need_kernel)
+        grads = (None, ) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, need_kernel, *kernel_parts)
         return grad_x, grad_gate, *grads, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
 
     @staticmethod
     def _differentiable_backward(ctx, grad):
         zero = None if ctx.bias is None else grad.new_zeros(ctx.bias[0]).to(ctx.bias[1]).requires_grad_()
 
-        def plain(x, gate, *kernel_parts):
-            *kernel_parts, bias = kernel_parts
+        def plain(x, gate, *parts):
+            *kernel_parts, bias = parts
             kernel = _in(modulate_kernel(*kernel_parts), ctx.dtype)
             return torch.conv2d(_in(x * gate, ctx.dtype), kernel, None if bias is None else _in(bias, ctx.dtype), *ctx.geometry)
 
@@ -151,8 +151,8 @@ def _in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _kernel_grads(grad: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
-                  residual_b: Tensor | None, residual_a: Tensor | None, needed) -> tuple[Tensor | None, ...]:
+def _kernel_grads(grad: Tensor, needed: Sequence[bool], weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
+                  residual_b: Tensor | None, residual_a: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of kernel, filter scale, spatial scale and the residual's two factors from that of the modulated kernel."""
     need_weight, need_filter, need_spatial, need_b, need_a = needed
     grad = grad.to(weight.dtype)
