@@ -143,8 +143,8 @@ def test_whole_bounds_are_judged_before_a_runner_exists(length):
      r'^param_scheduler\.1 \(PolyLR\) with begin=40, end=40 in a run of max_iters=50: .*; set param_scheduler\.1\.end '
      r'above 40$'),
     (dict(type='PolyLR', begin=40, by_epoch=False), dict(max_iters=20),
-     r'^param_scheduler \(PolyLR\) .*begin=40, end=20 \(that of the run.*max_iters=20: .*; set param_scheduler\.end above '
-     r'40$'),
+     r'^param_scheduler \(PolyLR\) .*begin=40, end=20 \(that of the run.*max_iters=20: .*; set param_scheduler\.end '
+     r'above 40$'),
     ([dict(type='MultiStepLR', milestones=[8], begin=2)], dict(max_iters=20),
      r'begin=2, end=1 .*max_iters=20: .*; set param_scheduler\.0\.end above 2, or param_scheduler\.0\.by_epoch=False'),
     (dict(generator=[dict(type='PolyLR', begin=3, end=3)], critic=dict(type='PolyLR')), dict(max_epochs=9),
