@@ -23,10 +23,10 @@ from mmkerneldna.anatomy import backbone_of
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.checkpoints.remote import fetch
 from mmkerneldna.derive import Reconstruction, derive
-from mmkerneldna.derive.images import DatasetImages, FolderImages
 from mmkerneldna.derive.outputs import check_out, write_outputs
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number, seed
+from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.images import add_image_arguments, find_images
 from mmkerneldna.launch.sharing import parse_plan, set_sharing, without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.sharing import resolve_plan
@@ -38,14 +38,8 @@ def parse_args():
     parser.add_argument('--from', dest='source', required=True, metavar='CHECKPOINT',
                         help='dense weights: a file, torchvision://..., open-mmlab://... or an address')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.pth', help='where the derived checkpoint goes')
-    images = parser.add_mutually_exclusive_group()
-    images.add_argument('--images', metavar='DIR', help='a folder of images, without labels')
-    images.add_argument('--data', action='store_true', help="the config's training set; its labels are not used")
+    add_image_arguments(parser)
     parser.add_argument('--steps', type=number(0), default=0, help='of reconstruction, a batch each (default: 0)')
-    parser.add_argument('--batch', type=number(1),
-                        help="images per batch (default: 8 of a folder, the data loader's with --data)")
-    parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'),
-                        help='of the crops of --images')
     parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters '
                         'to keep), child=parent,... pairs, JSON or a .json file')
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
@@ -54,7 +48,6 @@ def parse_args():
     parser.add_argument('--lr', type=number(0, whole=False), default=Reconstruction.lr, help='of the reconstruction')
     parser.add_argument('--amp', action='store_true', help='reconstruct in bf16')
     parser.add_argument('--resume', action='store_true', help='go on with a reconstruction that was stopped')
-    parser.add_argument('--seed', type=seed, default=0)
     add_device_argument(parser)
     parser.add_argument('--partial', action='store_true', help='accept a checkpoint that lacks a head, or has another one')
     parser.add_argument('--unsafe-checkpoint', action='store_true',
@@ -62,13 +55,6 @@ def parse_args():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     add_verbose_argument(parser)
     return parser.parse_args()
-
-
-def find_images(args, cfg, model):
-    """What to reconstruct on, None for weights alone."""
-    if args.images:
-        return FolderImages(args.images, model, tuple(args.size), args.batch or 8, args.seed)
-    return DatasetImages(cfg, model, args.batch, args.seed) if args.data else None
 
 
 def find_plan(args, cfg, checkpoint):

@@ -40,4 +40,4 @@ class LinearCKA:
         sum_x, sum_y, xx, yy, xy = self.sums
         xx, yy, xy = (square - torch.outer(left, right) / self.count
                       for square, left, right in ((xx, sum_x, sum_x), (yy, sum_y, sum_y), (xy, sum_x, sum_y)))
-        return float(xy.square().sum() / (xx.norm() * yy.norm()).clamp_min(TINY))
+        return min(1.0, float(xy.square().sum() / (xx.norm() * yy.norm()).clamp_min(TINY)))

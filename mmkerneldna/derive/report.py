@@ -95,14 +95,14 @@ class DeriveReport:
         return '\n'.join(lines)
 
     def __str__(self) -> str:
-        parts = [self.headline(), _render('child', ('parent', 'start', 'kernel error', 'output error'), [
-            (row.child, row.parent, row.kind + (', aligned' if row.aligned else ''), _number(row.kernel_error),
-             _number(row.output_error)) for row in self.children])]
+        parts = [self.headline(), render('child', ('parent', 'start', 'kernel error', 'output error'), [
+            (row.child, row.parent, row.kind + (', aligned' if row.aligned else ''), number(row.kernel_error),
+             number(row.output_error)) for row in self.children])]
         if self.levels:
-            parts.append(_render('level', ('correlation', 'relative error'), [
-                (str(row.level), f'{row.correlation:.4f}', _number(row.error)) for row in self.levels]))
+            parts.append(render('level', ('correlation', 'relative error'), [
+                (str(row.level), f'{row.correlation:.4f}', number(row.error)) for row in self.levels]))
         if self.steps:
-            parts.append(f'{self.steps} steps of reconstruction, loss {_number(self.loss[0])} -> {_number(self.loss[-1])}')
+            parts.append(f'{self.steps} steps of reconstruction, loss {number(self.loss[0])} -> {number(self.loss[-1])}')
         return '\n'.join(parts + [f'{self.seconds:.1f} s'])
 
 
@@ -121,11 +121,11 @@ def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tenso
     return rows
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return '-' if value is None else '0' if value == 0 else f'{value:.3g}'
 
 
-def _render(first: str, names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+def render(first: str, names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
     table = Table(box=None, pad_edge=False)
     table.add_column(first, no_wrap=True)
     for name in names:

@@ -34,6 +34,7 @@ BENCHMARK = ['benchmark.py', '{det}', '--scope', 'backbone', '--size', '64', '--
 COMPARE = ['compare.py', '{det}', '--work-dir', '{tmp}/compare', '--cfg-options', 'data_root={shapes}']
 EXPORT = ['export.py', '{det}', CHECKPOINT, '--format', 'onnx']
 INFER = ['infer.py', '--out', '{tmp}/out']
+REDUNDANCY = ['redundancy.py', '{det}', CHECKPOINT, '--out', '{tmp}/out']
 DERIVE = ['derive.py', '{det}', '--from', CHECKPOINT, '--out', '{tmp}/out.pth']
 CONVERT = ['convert_checkpoint.py', 'kdna-resnet18']
 
@@ -161,6 +162,12 @@ TOOL_CASES = [
     (DERIVE + ['--lr', 'nan'], r"argument --lr: 'nan' is not a finite number"),
     (DERIVE + ['--seed', '-1'], r"argument --seed: '-1' is not"),
     (DERIVE + ['--device', 'cuda:7'], r"argument --device: 'cuda:7' cannot be used here"),
+    (['redundancy.py', '{place}/notes.txt', CHECKPOINT, '--out', '{tmp}/out'], r'notes\.txt cannot be read'),
+    (REDUNDANCY + ['--validate', '20'], r'--validate 20 needs images: add --images DIR or --data'),
+    (REDUNDANCY + ['--validate', '2'], r"argument --validate: '2' is not a whole number of at least 3"),
+    (REDUNDANCY + ['--batches', '0'], r"argument --batches: '0' is not"),
+    (['redundancy.py', '{det}', '{place}/empty.pth', '--out', '{tmp}/out'], r'empty\.pth is cut short'),
+    (REDUNDANCY, r'of another family'),
     (['derive.py', '{place}/notes.txt', '--from', CHECKPOINT, '--out', '{tmp}/out.pth'], r'notes\.txt cannot be read'),
     (['derive.py', '{det}', '--from', '{place}/empty.pth', '--out', '{tmp}/out.pth'], r'empty\.pth is cut short'),
     (EXPORT + ['--size', '0x64'], r"argument --size: .*'0x64'"),
