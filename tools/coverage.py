@@ -15,6 +15,7 @@ import logging
 import time
 from pathlib import Path
 
+import _before_imports  # noqa: F401  (before torch)
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
