@@ -22,6 +22,7 @@ def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], d
     """A convolution's kernel in the layout that oneDNN picks for this CPU."""
     plain = weight.detach().contiguous().to_mkldnn()
     pack = torch._C._nn.mkldnn_reorder_conv2d_weight
+    # torch's stub of this private function has other arguments
     return pack(plain, padding, stride, dilation, groups, list(input_shape))  # type: ignore[call-arg,arg-type]
 
 

@@ -2,6 +2,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
@@ -77,9 +78,10 @@ def feature_error(target: nn.Module, dense: nn.Module, run: Run, batches: Iterab
 
 def rank_correlations(trials: Sequence[Trial]) -> dict[str, float]:
     """Spearman's rank correlation of the measured damage with the prediction and with each of its parts that varies."""
-    parts = {'damage': [t.pair.damage for t in trials], 'share': [t.pair.share for t in trials],
-             'output error': [t.pair.output_error for t in trials], 'kernel error': [t.pair.kernel_error for t in trials],
-             'CKA': [t.pair.cka for t in trials]}
+    parts: dict[str, list[Any]] = {
+        'damage': [t.pair.damage for t in trials], 'share': [t.pair.share for t in trials],
+        'output error': [t.pair.output_error for t in trials], 'kernel error': [t.pair.kernel_error for t in trials],
+        'CKA': [t.pair.cka for t in trials]}
     measured = [trial.measured for trial in trials]
     return {name: float(spearmanr(values, measured).statistic) for name, values in parts.items()
             if None not in values and len(set(values)) > 1}

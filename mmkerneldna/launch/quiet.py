@@ -64,6 +64,7 @@ class QuietOutput:
         """The Runner with its logger taken over as soon as there is one: it logs while it is built."""
         take_over = self.take_over
 
+        # mypy knows no base that is a variable
         class QuietRunner(kind):  # type: ignore[valid-type, misc]
             def build_logger(self, *args, **kwargs):
                 logger = super().build_logger(*args, **kwargs)
