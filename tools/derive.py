@@ -1,14 +1,16 @@
-"""Give a model with shared kernels the weights of its dense net: halve a trained net's parameters without labels.
+"""Give a model with shared kernels or dynamic layers the weights of its dense net: halve its parameters without labels.
 
     python tools/derive.py configs/fcn/fcn_kdna-r18-d8_4xb4-160k_ade20k-512x512.py --from static.pth --out derived.pth
     python tools/derive.py STATIC_CONFIG --from static.pth --data --steps 60 --out derived.pth \
         --plan layer3.0.conv2=layer3.1.conv2,layer3.1.conv1=layer3.1.conv2
     python tools/derive.py STATIC_CONFIG --from static.pth --data --out derived.pth --plan redundancy:0.5
+    python tools/derive.py STATIC_CONFIG --from static.pth --images photos --out derived.pth --variant odconv4x
 
 Weights alone take seconds. Unlabelled images (--images a folder, --data the config's training set) bring norms and branches
 back to size, and --steps of reconstruction teach the changed blocks what the dense ones put out. --plan redundancy:0.5 picks,
 from the weights and the images, the parents and children of least predicted damage that leave half the backbone's parameters;
-FILE.py then holds the plan that came out. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and
+FILE.py then holds the plan that came out. --variant makes the static config a variant: kdna, or a rival, whose layers start as
+the static convolutions. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and
 the report: FILE.txt, FILE.json and FILE.png.
 """
 import argparse
@@ -25,7 +27,7 @@ from mmkerneldna.checkpoints.remote import fetch
 from mmkerneldna.derive import Reconstruction, derive
 from mmkerneldna.derive.outputs import check_out, write_outputs
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import add_device_argument, add_variant_argument, add_verbose_argument, number
 from mmkerneldna.launch.images import add_image_arguments, find_images
 from mmkerneldna.launch.sharing import parse_plan, set_sharing, without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
@@ -34,7 +36,8 @@ from mmkerneldna.sharing import resolve_plan
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of the model with shared kernels, or with --plan a static one')
+    parser.add_argument('config', help='of the model with shared kernels or dynamic layers, or with --plan or --variant a '
+                        'static one')
     parser.add_argument('--from', dest='source', required=True, metavar='CHECKPOINT',
                         help='dense weights: a file, torchvision://..., open-mmlab://... or an address')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.pth', help='where the derived checkpoint goes')
@@ -42,6 +45,7 @@ def parse_args():
     parser.add_argument('--steps', type=number(0), default=0, help='of reconstruction, a batch each (default: 0)')
     parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters '
                         'to keep), child=parent,... pairs, JSON or a .json file')
+    add_variant_argument(parser)
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
     parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
                         help='parents keep their kernels, or each family shares the mean of its kernels')
@@ -81,7 +85,7 @@ def main():
     with one_line_errors():
         install_safe_loading(args.unsafe_checkpoint)
         check_out(args.out)
-        cfg = launch.load_config(args.config, args.cfg_options)
+        cfg = launch.load_config(args.config, args.cfg_options, variant=args.variant)
         launch.unsync_batch_norm(cfg)
         checkpoint = fetch(args.source)
         set_sharing(cfg, find_plan(args, cfg, checkpoint), args.residual_rank)

@@ -12,10 +12,11 @@ from ..modules import count_parameters
 from .dense import block_of
 from .recalibrate import Recalibration, absorb, batch_norms
 from .reconstruct import Reconstruction, reconstruct, relative_loss, units_of
-from .report import FITTED, DeriveReport, level_rows
+from .report import FITTED, NEW, DeriveReport, level_rows
+from .rivals import rivals_of
 from .run import Images, Run, called, recorded, tensors
 from .source import DeriveError, Source, read_source
-from .start import Start
+from .start import Start, takes_dense
 
 PARENTS = ('keep', 'mean')
 
@@ -30,14 +31,16 @@ def derive(target: nn.Module,
            calibration_batches: int = 4,
            reconstruction: Reconstruction | None = None,
            partial: bool = False) -> DeriveReport:
-    """Give a net with shared kernels the weights of a dense one, in place.
+    """Give a net with shared kernels or dynamic layers the weights of a dense one, in place.
 
     Extra blocks of the target become identities, so growing changes nothing. A child keeps its kernel where its parent is free
-    to take it; elsewhere it starts from the parent's, at its own size and behind a neutral gate. With ``images`` the norms and
-    branches of the changed blocks are brought back to size, and ``steps`` of reconstruction teach them the dense net's outputs.
+    to take it; elsewhere it starts from the parent's, at its own size and behind a neutral gate. A dynamic layer (``ODConv2d``
+    and the other rivals) starts as the static convolution, with neutral attention, where one of its settings is that
+    convolution. With ``images`` the norms and branches of the changed blocks are brought back to size, and ``steps`` of
+    reconstruction teach them the dense net's outputs.
 
     Args:
-        target (nn.Module): KernelDNA backbone, or a whole detector or segmenter with shared kernels in any part.
+        target (nn.Module): backbone, or a whole detector or segmenter, with shared kernels or dynamic layers in any part.
         source: dense weights of the same family, at most as deep: a module, a state dict, or what names a file of them.
         images (Iterable[Tensor], optional): batches of preprocessed images (N, 3, H, W), without labels; may be endless.
         steps (int): of reconstruction, one batch each.
@@ -49,7 +52,7 @@ def derive(target: nn.Module,
         partial (bool): leave entries as they are that the source lacks or has in another shape.
 
     Returns:
-        DeriveReport: per child, per level, in all.
+        DeriveReport: per child, per dynamic layer, per level, in all.
 
     Raises:
         DeriveError: settings, a source or images that can't be used; the target is as it was.
@@ -59,12 +62,13 @@ def derive(target: nn.Module,
     began, state = time.perf_counter(), read_source(source)
     with _all_or_nothing(target):
         start = Start(target, state, partial)
-        paths = [*start.parents, *start.parents.values()]
+        _check_purpose(start)
+        paths = [*start.parents, *start.parents.values(), *start.rivals]
         pictures = None if images is None else Images(images)
         batches = pictures.take(calibration_batches) if pictures else []
         run = Run(target, paths)
         start.fit(parents == 'mean', align, run, batches)
-        report = DeriveReport(start.rows, sorted(start.identities), left_out=start.left_out, kept=start.kept,
+        report = DeriveReport(start.rows, start.rival_rows, sorted(start.identities), left_out=start.left_out, kept=start.kept,
                               parameters_before=start.dense_size(), parameters_after=count_parameters(target))
         if pictures:
             _use_images(start, run, pictures, batches, replace(reconstruction or Reconstruction(), steps=steps or 1), steps,
@@ -81,6 +85,12 @@ def _check(steps: int, images, parents: str, calibration_batches: int) -> None:
         raise DeriveError(f'steps={steps} must be 0 or more and calibration_batches={calibration_batches} 1 or more')
     if steps and images is None:
         raise DeriveError(f'{steps} steps of reconstruction need images')
+
+
+def _check_purpose(start: Start) -> None:
+    if not (start.parents or rivals_of(start.target) or start.identities or takes_dense(start.target)):
+        raise DeriveError(f'{type(start.target).__name__} has neither children nor dynamic layers, and no more blocks than the '
+                          'source: load the weights as they are, or name what to derive by --plan or by --variant')
 
 
 @torch.no_grad()
@@ -101,6 +111,8 @@ def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor
     report.blocks = _block_errors(start, run, batches, units)
     for row in report.children:
         row.output_error = report.blocks.get(block_of(row.child), None if row.kind == FITTED else 0.0)
+    for rival in report.rivals:
+        rival.output_error = report.blocks.get(block_of(rival.rival), None if rival.kind == NEW else 0.0)
 
 
 def _recalibrate_if_better(recalibration: Recalibration, units: Mapping[str, str], goals: Sequence[list[Tensor]]) -> None:

@@ -61,7 +61,7 @@ def write_outputs(path: Path, model: nn.Module, cfg: Config, report: DeriveRepor
 
 
 def error_figure(report: DeriveReport) -> Figure:
-    """Bars: error of each changed block's output and of each level; without images the children's kernel errors."""
+    """Bars: error of each changed block's output and of each level; without images the starts' errors."""
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     FigureCanvasAgg(figure)  # no pyplot: nothing global, no display needed
     if report.levels:
@@ -69,8 +69,9 @@ def error_figure(report: DeriveReport) -> Figure:
         _bars(left, report.blocks, 'squared error / power, dense input', 'output of the changed blocks')
         _bars(right, {f'level {row.level}': row.error for row in report.levels}, '||difference|| / ||dense||', 'features')
     else:
-        _bars(figure.subplots(), {row.child: row.kernel_error for row in report.children}, '||difference|| / ||dense||',
-              'kernels of the children')
+        starts = {row.child: row.kernel_error for row in report.children}
+        starts |= {row.rival: row.start_error for row in report.rivals}
+        _bars(figure.subplots(), starts, '||difference|| / ||dense||', 'start: kernels of children, outputs of dynamic layers')
     return figure
 
 

@@ -7,18 +7,13 @@ from mmengine.model.weight_init import PretrainedInit, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from ..backbones.shared_backbone import SharedKernelBackbone
 from ..checkpoints.reading import plain_state_dict
 from ..checkpoints.remote import fetch
-from .dense import children_of
 from .engine import derive
 from .report import DeriveReport
+from .rivals import own_entries, rivals_of
 from .source import is_shared
-
-
-def takes_dense(module: nn.Module) -> bool:
-    """Whether dense weights have to be derived for ``module``: it has children, or a backbone of ours with its own depths."""
-    return bool(children_of(module)) or any(isinstance(m, SharedKernelBackbone) for m in module.modules())
+from .start import takes_dense
 
 
 def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str, prefix: str = '',
@@ -33,7 +28,8 @@ def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str,
         partial (bool): as for :func:`.engine.derive`.
 
     Returns:
-        DeriveReport, optional: None for a checkpoint of a KernelDNA net, which is not touched.
+        DeriveReport, optional: None for a checkpoint of a KernelDNA net or of dynamic layers, and for a module with dynamic
+        layers alone, which start from a static kernel as they load it: the module is not touched.
 
     Raises:
         DeriveError: it is dense and does not fit.
@@ -41,7 +37,7 @@ def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str,
     """
     state = plain_state_dict(checkpoint, name)
     state = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)} or state
-    if is_shared(state) or not takes_dense(module):
+    if is_shared(state) or own_entries(rivals_of(module), state) or not takes_dense(module):
         return None
     print_log(f'{name} holds a dense net: deriving {type(module).__name__} from it', logger='current')
     return derive(module, state, partial=partial)

@@ -9,7 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-EXACT, IDENTITY, FITTED = 'exact', 'identity', 'fitted'
+from .source import listed
+
+EXACT, IDENTITY, FITTED, NEW = 'exact', 'identity', 'fitted', 'new'
+
+RIVAL_COLUMNS = ('exact start', 'cannot start', 'largest start error', 'largest output error')
 
 
 @dataclass
@@ -34,6 +38,27 @@ class ChildRow:
 
 
 @dataclass
+class RivalRow:
+    """One dynamic layer in the place of a static convolution.
+
+    Attributes:
+        rival (str): path.
+        layer (str): its class.
+        kind (str): ``'exact'`` (starts as the static convolution) or ``'new'`` (cannot).
+        start_error (float): ||difference|| / ||static output|| of the layer alone on noise, at the start.
+        reason (str, optional): why it cannot.
+        output_error (float, optional): squared error of its block's output over the output's power, on the images, with the
+            dense net's input, in the end.
+    """
+    rival: str
+    layer: str
+    kind: str
+    start_error: float
+    reason: str | None = None
+    output_error: float | None = None
+
+
+@dataclass
 class LevelRow:
     """Features of one output level against the dense net's: Pearson correlation, ||difference|| / ||dense||."""
     level: int
@@ -47,6 +72,7 @@ class DeriveReport:
 
     Attributes:
         children (list): a :class:`ChildRow` each.
+        rivals (list): a :class:`RivalRow` for each dynamic layer.
         identities (list[str]): blocks that were added as identities.
         levels (list): a :class:`LevelRow` each; empty without images.
         blocks (dict): changed block -> squared error over power of its output, with the dense net's input.
@@ -59,6 +85,7 @@ class DeriveReport:
         kept (list[str]): entries of the target that the source does not give (only if partial sources are allowed).
     """
     children: list[ChildRow] = field(default_factory=list)
+    rivals: list[RivalRow] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)
     levels: list[LevelRow] = field(default_factory=list)
     blocks: dict[str, float] = field(default_factory=dict)
@@ -74,6 +101,16 @@ class DeriveReport:
         """The children that are exact, fitted, or in identity blocks."""
         return [row for row in self.children if row.kind == kind]
 
+    def by_layer(self) -> dict[str, list[RivalRow]]:
+        """The dynamic layers of each class."""
+        classes = dict.fromkeys(row.layer for row in self.rivals)
+        return {layer: [row for row in self.rivals if row.layer == layer] for layer in classes}
+
+    def obstacles(self) -> dict[str, list[str]]:
+        """Why dynamic layers cannot start as static ones -> the paths of those."""
+        reasons = dict.fromkeys(row.reason for row in self.rivals if row.reason)
+        return {reason: [row.rival for row in self.rivals if row.reason == reason] for reason in reasons}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
@@ -82,12 +119,17 @@ class DeriveReport:
         """What is exact, fitted and new, in at most five lines."""
         counts = ', '.join(f'{len(self.of_kind(kind))} {text}' for kind, text in
                            ((EXACT, 'exact'), (IDENTITY, 'in identity blocks'), (FITTED, 'fitted')))
-        lines = [f'derived from dense weights: {len(self.children)} children, {counts}; '
+        parts = [f'{len(self.children)} children, {counts}'] if self.children or not self.rivals else []
+        parts += [f'{sum(row.kind == EXACT for row in rows)} of {len(rows)} {layer} start exactly'
+                  for layer, rows in self.by_layer().items()]
+        lines = [f'derived from dense weights: {"; ".join(parts)}; '
                  f'parameters {self.parameters_before / 1e6:.3f} M -> {self.parameters_after / 1e6:.3f} M']
         if self.identities:
             lines.append(f'new blocks, identities for now: {", ".join(self.identities)}')
-        if self.of_kind(FITTED):
-            lines.append('fitted, to be trained or reconstructed: ' + ', '.join(r.child for r in self.of_kind(FITTED)))
+        unformed = [f'fitted {", ".join(r.child for r in self.of_kind(FITTED))}'] if self.of_kind(FITTED) else []
+        unformed += [f'without a static start {listed(paths)} ({reason})' for reason, paths in self.obstacles().items()]
+        if unformed:
+            lines.append(f'to be trained or reconstructed: {"; ".join(unformed)}')
         if self.left_out:
             lines.append(f'not used of the source: {", ".join(self.left_out)}')
         if self.kept:
@@ -95,9 +137,14 @@ class DeriveReport:
         return '\n'.join(lines)
 
     def __str__(self) -> str:
-        parts = [self.headline(), render('child', ('parent', 'start', 'kernel error', 'output error'), [
-            (row.child, row.parent, row.kind + (', aligned' if row.aligned else ''), number(row.kernel_error),
-             number(row.output_error)) for row in self.children])]
+        parts = [self.headline()]
+        if self.children or not self.rivals:
+            parts.append(render('child', ('parent', 'start', 'kernel error', 'output error'), [
+                (row.child, row.parent, row.kind + (', aligned' if row.aligned else ''), number(row.kernel_error),
+                 number(row.output_error)) for row in self.children]))
+        if self.rivals:
+            parts.append(render('dynamic layer', RIVAL_COLUMNS, [
+                (layer, *_rival_cells(rows)) for layer, rows in self.by_layer().items()]))
         if self.levels:
             parts.append(render('level', ('correlation', 'relative error'), [
                 (str(row.level), f'{row.correlation:.4f}', number(row.error)) for row in self.levels]))
@@ -119,6 +166,13 @@ def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tenso
         correlation = (centred[0] @ centred[1]) / (centred[0].norm() * centred[1].norm()).clamp_min(1e-12)
         rows.append(LevelRow(level, float(correlation), float((a - b).norm() / b.norm().clamp_min(1e-12))))
     return rows
+
+
+def _rival_cells(rows: Sequence[RivalRow]) -> tuple[str, ...]:
+    exact = sum(row.kind == EXACT for row in rows)
+    outputs = [row.output_error for row in rows if row.output_error is not None]
+    return (str(exact), str(len(rows) - exact), number(max(row.start_error for row in rows)),
+            number(max(outputs) if outputs else None))
 
 
 def number(value: float | None) -> str:

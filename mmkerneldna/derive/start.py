@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbones.shared_backbone import SharedKernelBackbone
 from ..layers import ChildConv2d
 from ..modules import count_parameters
 from .align import best_order, correlation, free_hidden, kernel_similarity, output_pairs, relabel
@@ -13,7 +14,8 @@ from .dense import block_of, check_family, check_fit, children_of, dense_twin, p
 from .fit import identity_scales, least_squares, low_rank, relative_error, same_size
 from .growth import approximated, find_stacks, grow, place_identities
 from .neutral import neutral_gate, set_scales
-from .report import EXACT, FITTED, IDENTITY, ChildRow
+from .report import EXACT, FITTED, IDENTITY, ChildRow, RivalRow
+from .rivals import check_static, keep_rivals, make_static, rivals_of, start_rivals, unsettled
 from .run import Run, recorded
 from .source import rename
 
@@ -21,18 +23,20 @@ ROWS = 8192  # of unfolded inputs that a covariance is taken over
 
 
 class Start:
-    """A target, its dense twin with the source's weights, and what became of each child.
+    """A target, its dense twin with the source's weights, and what became of each child and each dynamic layer.
 
     Attributes:
         twin (nn.Module): computes what the source does, in the target's modules.
         parents (dict): child -> parent.
+        rivals (dict): path -> dynamic layer that the source gives a kernel for.
         identities (set[str]): blocks that were added.
         kept (list[str]): entries of the target that the source does not give.
         left_out (list[str]): parts of the source that the target has no place for.
         rows (list): a :class:`ChildRow` per child, after :meth:`fit`.
+        rival_rows (list): a :class:`RivalRow` per dynamic layer, after :meth:`fit`.
 
     Args:
-        target (nn.Module): with children.
+        target (nn.Module): with children, dynamic layers, or more blocks than the source.
         state (Mapping): dense source.
         partial (bool): accept a source that lacks entries.
 
@@ -42,9 +46,11 @@ class Start:
 
     def __init__(self, target: nn.Module, state: Mapping[str, Tensor], partial: bool = False) -> None:
         self.target, self.parents = target, parents_of(target)
-        self.twin = dense_twin(target)
+        self.twin, rivals = dense_twin(target), rivals_of(target)
+        make_static(self.twin)
         ours = self.twin.state_dict()
         state = rename(state, ours)
+        check_static(rivals, state)
         if not partial:
             check_family(self.twin, state)
         stacks = find_stacks(self.twin, state)
@@ -54,8 +60,10 @@ class Start:
         self.left_out = sorted({key.rpartition('.')[0] for key in grown if key not in ours})
         fitting = {key: value for key, value in grown.items() if key in ours and key not in self.kept}
         self.twin.load_state_dict(fitting, strict=False)
+        self.rivals = keep_rivals(self.twin, rivals, self.kept)
         self.fitted = [c for c in approximated(self.parents, self.identities) if not self._equal(c)]
         self.rows: list[ChildRow] = []
+        self.rival_rows: list[RivalRow] = []
 
     def _equal(self, child: str) -> bool:
         return torch.equal(self._kernel(child), self._kernel(self.parents[child]))
@@ -68,18 +76,19 @@ class Start:
         return count_parameters(self.twin) - sum(count_parameters(self.twin.get_submodule(b)) for b in self.identities)
 
     def changed_blocks(self) -> list[str]:
-        """Blocks with a fitted child or with a parent of one, in the order of definition."""
-        paths = {*self.fitted, *(self.parents[c] for c in self.fitted)}
+        """Blocks with a fitted child, a parent of one, or a dynamic layer without a static start, in the order of definition."""
+        paths = {*self.fitted, *(self.parents[c] for c in self.fitted), *unsettled(self.rival_rows, self.rivals)}
         return list(dict.fromkeys(block_of(name) for name, _ in self.twin.named_modules() if name in paths))
 
     @torch.no_grad()
     def fit(self, compromise: bool, align: bool, run: Run | None, batches: Sequence[Tensor]) -> None:
-        """Choose the fitted children's starts and write everything into the target."""
+        """Choose the fitted children's starts and write everything into the target; dynamic layers end in evaluation mode."""
         aligned = self._align(run, batches) if align else set()
         kernels = {child: self._kernel(child).clone() for child in self.parents}
         lent = self._family_means() if compromise else {}
         signs = self._signs(run, batches) if run and batches and not lent else {}
         self._copy_to_target(lent)
+        self.rival_rows = start_rivals(self.rivals, self.twin)
         for child, parent in self.parents.items():
             module, kernel = children_of(self.target)[child], kernels[child]
             exact = child not in self.fitted
@@ -90,9 +99,10 @@ class Start:
                                       aligned=child in aligned))
 
     def _copy_to_target(self, lent: Mapping[str, Tensor]) -> None:
-        """Everything but the children's kernels and adapters, which the twin does not have."""
+        """Everything but the children's kernels and adapters and the dynamic layers, which the twin does not have."""
         theirs = self.twin.state_dict()
         skipped = {f'{child}.weight' for child in self.parents}
+        skipped |= {f'{path}.{name}' for path in self.rivals for name in ('weight', 'bias')}
         for key, value in self.target.state_dict().items():
             if key in theirs and key not in skipped:
                 value.copy_(theirs[key])
@@ -185,3 +195,8 @@ def effective_kernel(child: ChildConv2d) -> Tensor:
     if child.groups > 1:
         gate = gate.view(child.groups, 1, -1).mean(dim=(0, 1)).view(1, -1, 1, 1)
     return (kernel * gate).to(child.weight.dtype)
+
+
+def takes_dense(module: nn.Module) -> bool:
+    """Whether dense weights have to be derived for ``module``: it has children, or a backbone of ours with its own depths."""
+    return bool(children_of(module)) or any(isinstance(m, SharedKernelBackbone) for m in module.modules())

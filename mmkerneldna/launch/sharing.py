@@ -73,5 +73,5 @@ def set_sharing(cfg: Config, plan: Any | None = None, residual_rank: int | None 
     elif plan is not None:
         cfg.model.backbone = ConfigDict(type='KernelDNA', module=backbone, plan=plan, **options)
     elif options:
-        raise UsageError(f'--residual-rank needs children, and the backbone of the config is a static {backbone.type}: add '
+        raise UsageError(f'--residual-rank needs children, and the backbone of the config, {backbone.type}, has none: add '
                          '--plan')

@@ -275,9 +275,13 @@ class KWConv2d(StaticStart, nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def can_seed(self) -> bool:
-        """Whether each mixture has a cell of its own to start from."""
-        return max(self.place.assignment) < len(self.cells)
+    def no_static_start(self) -> str | None:
+        """Mixtures without a cell of their own to start from, at a budget below 1."""
+        homeless = sum(cell >= len(self.cells) for cell in self.place.assignment)
+        if not homeless:
+            return None
+        return (f'{homeless} of its {self.place.num_mixtures} mixtures have no cell of their own: with a budget below 1 no setting '
+                'of the cells is a given kernel')
 
     def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""

@@ -37,12 +37,25 @@ class StaticStart(nn.Module):
         """
         raise NotImplementedError
 
-    def can_seed(self) -> bool:
-        """Whether some setting of this layer is that static convolution."""
-        return True
+    def no_static_start(self) -> str | None:
+        """Why no setting of this layer is a given static convolution; None where one is."""
+        return None
+
+    @torch.no_grad()
+    def start_as(self, kernel: Tensor, bias: Tensor | None = None) -> None:
+        """Compute from now on what a static convolution does.
+
+        Args:
+            kernel: (C_out, C_in/g, k, k).
+            bias: (C_out,) or None.
+        """
+        own = self.state_dict()
+        for name, value in self.seed(kernel, bias).items():
+            if value is not None:
+                own[name].copy_(value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
-        if self.can_seed() and holds_static(self, state_dict, prefix):
+        if self.no_static_start() is None and holds_static(self, state_dict, prefix):
             names = (f'{prefix}weight', f'{prefix}bias')
             with torch.no_grad():
                 seeds = self.seed(state_dict[names[0]], state_dict.get(names[1]))

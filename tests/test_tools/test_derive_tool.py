@@ -59,6 +59,27 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
     assert not out.with_suffix('.state').exists()
 
 
+@pytest.mark.parametrize('variant', ['odconv4x', 'kdna'])
+def test_a_static_config_as_a_variant(variant, static_file, tmp_path, capsys):
+    folder, out = tmp_path / 'images', tmp_path / 'derived.pth'
+    folder.mkdir()
+    Image.effect_noise((80, 70), 60).convert('RGB').save(folder / '0.png')
+    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder), '--batch', '2',
+                                  '--size', '64', '64', '--device', 'cpu', '--variant', variant, '--cfg-options', *NARROW]) == 0
+    printed, report = capsys.readouterr().out, json.loads(out.with_suffix('.json').read_text())
+    cfg, held = Config.fromfile(out.with_suffix('.py')), torch.load(out, weights_only=True)['state_dict']
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    model.load_state_dict(held)  # strict
+    assert report['parameters_after'] == count_parameters(model)
+    if variant == 'kdna':
+        assert len(report['children']) == 6 and not report['rivals']
+        return
+    assert report['rivals'] and all(row['kind'] == 'exact' for row in report['rivals'])
+    assert 'ODConv2d start exactly' in printed and max(row['error'] for row in report['levels']) < 1e-5
+    assert type(model.backbone.layer1[0].conv1).__name__ == 'ODConv2d' and 'mmkerneldna' in cfg.custom_imports.imports
+
+
 def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'broken').mkdir()
@@ -72,6 +93,8 @@ def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
         ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'empty'), *narrow], 'no image below'),
         ([SHARED, '--from', str(static_file), *out, '--images', str(tmp_path / 'broken'), *narrow], "can't be read"),
         ([STATIC, '--from', str(static_file), *out, '--residual-rank', '4'], 'add --plan'),
+        ([STATIC, '--from', str(static_file), *out, *narrow], 'neither children nor dynamic layers'),
+        ([SHARED, '--from', str(static_file), *out, '--variant', 'odconv4x', *narrow], 'has a KDNAResNet already'),
         ([STATIC, '--from', str(static_file), *out, '--plan', 'redundancy:0.1', *narrow], 'the lowest that ResNet'),
     ]
     for argv, message in cases:
