@@ -76,7 +76,7 @@ class Start:
         return count_parameters(self.twin) - sum(count_parameters(self.twin.get_submodule(b)) for b in self.identities)
 
     def changed_blocks(self) -> list[str]:
-        """Blocks with a fitted child, a parent of one, or a dynamic layer without a static start, in the order of definition."""
+        """Blocks with a fitted child, a parent of one, or a dynamic layer that must be trained, in the order of definition."""
         paths = {*self.fitted, *(self.parents[c] for c in self.fitted), *unsettled(self.rival_rows, self.rivals)}
         return list(dict.fromkeys(block_of(name) for name, _ in self.twin.named_modules() if name in paths))
 

@@ -280,8 +280,8 @@ class KWConv2d(StaticStart, nn.Module):
         homeless = sum(cell >= len(self.cells) for cell in self.place.assignment)
         if not homeless:
             return None
-        return (f'{homeless} of its {self.place.num_mixtures} mixtures have no cell of their own: with a budget below 1 no setting '
-                'of the cells is a given kernel')
+        return (f'{homeless} of its {self.place.num_mixtures} mixtures have no cell of their own: with a budget below 1 no '
+                'setting of the cells is a given kernel')
 
     def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""

@@ -64,8 +64,9 @@ def test_a_static_config_as_a_variant(variant, static_file, tmp_path, capsys):
     folder, out = tmp_path / 'images', tmp_path / 'derived.pth'
     folder.mkdir()
     Image.effect_noise((80, 70), 60).convert('RGB').save(folder / '0.png')
-    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder), '--batch', '2',
-                                  '--size', '64', '64', '--device', 'cpu', '--variant', variant, '--cfg-options', *NARROW]) == 0
+    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder),
+                                  '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--variant', variant,
+                                  '--cfg-options', *NARROW]) == 0
     printed, report = capsys.readouterr().out, json.loads(out.with_suffix('.json').read_text())
     cfg, held = Config.fromfile(out.with_suffix('.py')), torch.load(out, weights_only=True)['state_dict']
     with DefaultScope.overwrite_default_scope('mmseg'):
