@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
@@ -18,8 +19,8 @@ def _with_subclasses(cls):
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Each test starts from the same seed; its default scope and its visualizer, global in mmengine, end with it."""
+    """Each test starts from the same seed; its scope, logger and visualizer, global in mmengine, end with it."""
     torch.manual_seed(0)
     yield
-    for cls in (DefaultScope, *_with_subclasses(Visualizer)):
+    for cls in (DefaultScope, MMLogger, *_with_subclasses(Visualizer)):
         cls._instance_dict.clear()

@@ -61,7 +61,7 @@ class PlainDisplay:
 
     def say(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
-        self.console.print(text, style=style, markup=False, highlight=False)
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)  # paths stay whole
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -82,7 +82,7 @@ class LiveDisplay:
 
     def say(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
-        self.bar.console.print(text, style=style, markup=False, highlight=False)
+        self.bar.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the live line away."""

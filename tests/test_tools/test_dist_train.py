@@ -25,5 +25,6 @@ def test_two_processes(shapes, tmp_path):
     done = subprocess.run(['bash', str(ROOT / 'tools/dist_train.sh'), config, '2', *flags], env=env, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert 'Distributed training: True' in done.stdout + done.stderr and 'GPU number: 2' in done.stdout + done.stderr
+    log = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert 'Distributed training: True' in log and 'GPU number: 2' in log
     assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2

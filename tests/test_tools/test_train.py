@@ -23,8 +23,6 @@ MISTAKES = {
     'missing annotation file': (DETECTOR, ['train_dataloader.dataset.ann_file=annotations/none.json'], r'none\.json'),
     'missing image folder': (SEGMENTER, ['train_dataloader.dataset.data_prefix.img_path=nowhere'], r'nowhere'),
     'missing data root': (DETECTOR, ['data_root=/nonexistent/shapes'], r'/nonexistent/shapes'),
-    'kernel in two parameter groups': (DETECTOR, ['optim_wrapper.paramwise_cfg.norm_decay_mult=0.'],
-                                       r'bypass_duplicate=True'),
     'other number of classes, detector': (DETECTOR, ['model.roi_head.bbox_head.num_classes=9'],
                                           r'model\.roi_head\.bbox_head\.num_classes is 9.* has 6 classes'),
     'other number of classes, segmenter': (SEGMENTER, ['model.decode_head.num_classes=19'],
@@ -89,17 +87,19 @@ def test_amp_needs_a_gpu(shapes, tmp_path, capfd):
     assert 'needs a CUDA device' in failure(train_argv(DETECTOR, shapes, tmp_path, '--amp'), capfd)
 
 
-def test_checkpoint_of_another_architecture(shapes, tmp_path, capfd):
-    """Loading a static net's weights is an error with counts, unless asked for."""
+@pytest.mark.parametrize('depth, status', [(18, 0), (34, 2)])
+def test_a_static_checkpoint_is_derived_if_it_is_of_the_family(shapes, tmp_path, capfd, depth, status):
+    """A static net's weights become the KernelDNA net's; a deeper one's are one error."""
     init_default_scope('mmdet')
-    static = MODELS.build(Config.fromfile(ROOT / 'configs/shapes/faster-rcnn_r18_fpn_shapes.py').model)
-    torch.save(dict(state_dict=static.state_dict()), tmp_path / 'static.pth')
-    assert run_tool('train.py', train_argv(DETECTOR, shapes, tmp_path, options=[
-        f'load_from={tmp_path / "static.pth"}'])) == 2
-    errors = capfd.readouterr().err
-    assert re.search(r'error: checkpoint .*static\.pth does not fit FasterRCNN: of the \d+ entries of the model '
-                     r'\d+ are missing', errors)
-    assert 'backbone.layer3.0.conv2.gate.fc1.weight' in errors and 'unexpected in it: ' in errors
+    cfg = Config.fromfile(ROOT / 'configs/shapes/faster-rcnn_r18_fpn_shapes.py').model
+    cfg.backbone.depth = depth
+    torch.save(dict(state_dict=MODELS.build(cfg).state_dict()), tmp_path / 'static.pth')
+    argv = train_argv(DETECTOR, shapes, tmp_path / 'work', '--max-epochs', 1, options=[f'load_from={tmp_path / "static.pth"}'])
+    assert run_tool('train.py', argv) == status
+    if status:
+        assert re.match(r'error: .*blocks in the source', capfd.readouterr().err)
+    else:
+        assert 'derived from dense weights: 6 children' in ''.join(f.read_text() for f in tmp_path.rglob('*.log'))
 
 
 def test_nearest_types_looks_into_child_registries():
@@ -132,7 +132,7 @@ def test_frozen_random_stages_are_reported(monkeypatch):
     cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/mask-rcnn_kdna-r50_fpn_1x_coco.py')
     said = []
     monkeypatch.setattr(preflight, 'print_log', lambda message, **kwargs: said.append(message))
-    preflight.warn_frozen_random(cfg)
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='weights.pth')
+    preflight.warn_frozen_random(cfg)  # ImageNet's weights
+    cfg.model.backbone.init_cfg = None
     preflight.warn_frozen_random(cfg)
     assert len(said) == 1 and 'first 1 stage' in said[0]
