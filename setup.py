@@ -3,6 +3,7 @@
 mmengine and mim look there for ``mmkerneldna::...``. A wheel gets copies; an editable install gets links, so an edited
 config is seen at once. Everything else is in pyproject.toml.
 """
+
 import shutil
 from pathlib import Path
 

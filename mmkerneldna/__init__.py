@@ -1,4 +1,5 @@
 """KernelDNA and the dynamic convolutions it competes with, for the OpenMMLab 2.x registries."""
+
 from ._dependencies import DependencyError, check_dependencies
 from ._quiet import quiet_imports
 

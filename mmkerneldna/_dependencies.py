@@ -3,6 +3,7 @@
 What is needed stands in the package's own metadata. ``tools/doctor.py`` loads this file alone, on a Python that may
 have nothing installed: then the metadata are read from the checkout, and ``packaging`` may lack.
 """
+
 import importlib
 import re
 import sys
@@ -10,8 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 #: import name -> distribution, of the packages that are checked
-MODULES = {'torch': 'torch', 'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
-           'mmseg': 'onedl-mmsegmentation'}
+MODULES = {
+    'torch': 'torch',
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmseg': 'onedl-mmsegmentation',
+}
 
 
 class DependencyError(ImportError):
@@ -80,5 +86,6 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:  # mmdet asserts on versions, extensions raise OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DependencyError(f"mmkerneldna cannot import {module} ({type(error).__name__}: {reason}): "
-                              "run 'python tools/doctor.py'") from error
+        raise DependencyError(
+            f"mmkerneldna cannot import {module} ({type(error).__name__}: {reason}): run 'python tools/doctor.py'"
+        ) from error

@@ -2,6 +2,7 @@
 
 ``MMKERNELDNA_VERBOSE=1`` (``--verbose`` of a tool) brings all of it back.
 """
+
 import contextlib
 import io
 import os
@@ -13,10 +14,16 @@ from typing import Any
 
 PRINTS = re.compile(r'Could not import OneDL')
 WARNINGS: list[dict[str, Any]] = [
-    dict(category=DeprecationWarning), dict(category=PendingDeprecationWarning), dict(category=FutureWarning),
-    dict(message=r'.*avg_non_ignore'), dict(message=r'.*torch\.meshgrid'), dict(message=r'.*pkg_resources'),
-    dict(message=r'.*lr_scheduler\.step\(\)'), dict(message=r'.*pin_memory'),
-    dict(message=r'Failed to add .*VisBackend'), dict(message=r'.*is out of bounds, the drawn'),
+    dict(category=DeprecationWarning),
+    dict(category=PendingDeprecationWarning),
+    dict(category=FutureWarning),
+    dict(message=r'.*avg_non_ignore'),
+    dict(message=r'.*torch\.meshgrid'),
+    dict(message=r'.*pkg_resources'),
+    dict(message=r'.*lr_scheduler\.step\(\)'),
+    dict(message=r'.*pin_memory'),
+    dict(message=r'Failed to add .*VisBackend'),
+    dict(message=r'.*is out of bounds, the drawn'),
 ]
 LOGS = re.compile(r'will be deprecated|is the alias of|The prefix is not set in metric class|Failed to search registry')
 

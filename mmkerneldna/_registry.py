@@ -1,4 +1,5 @@
 """Build the inner module of a registered function (``KernelDNA``, ``DynamicConvs``)."""
+
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 

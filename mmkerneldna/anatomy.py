@@ -1,4 +1,5 @@
 """Which parts an OpenMMLab model has, asked in one place: wrappers, task, backbone, neck and heads."""
+
 import copy
 from dataclasses import dataclass
 from typing import cast
@@ -80,6 +81,7 @@ class Heads:
         dense: their input sizes follow the image's (RPN, one-stage detectors, segmenters).
         box, mask: of a second stage; their input sizes follow the number of boxes.
     """
+
     dense: tuple[nn.Module, ...] = ()
     box: tuple[nn.Module, ...] = ()
     mask: tuple[nn.Module, ...] = ()
@@ -98,7 +100,7 @@ def _listed(owner: nn.Module | None, name: str) -> tuple[nn.Module, ...]:
     head = None if owner is None else _part(owner, name)
     if isinstance(head, nn.ModuleList):
         return tuple(head)
-    return () if head is None else (head, )
+    return () if head is None else (head,)
 
 
 def _part(owner: nn.Module | dict, name: str):

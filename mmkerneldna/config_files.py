@@ -1,4 +1,5 @@
 """Read a config from a file or an installed package, or say in a line why not."""
+
 import difflib
 import os
 from pathlib import Path

@@ -3,6 +3,7 @@
 A tool wraps its work in :func:`one_line_errors`. What a user can fix is printed as one ``error:`` line; a bug keeps its
 traceback.
 """
+
 import difflib
 import os
 import re
@@ -80,7 +81,7 @@ def _same_line(found: re.Match, text: str) -> str:
 
 
 _HINTS: list[tuple[str, Any, Callable[[re.Match, str], str | None]]] = [
-    (r'''([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry''', KeyError, _unknown_type),
+    (r"""([^\s'"]+) is not in the (?:\w+::)?([\w ]+?) registry""", KeyError, _unknown_type),
     (r'__init__\(\) (?:got an unexpected keyword|missing \d+ required)|got multiple values for', TypeError, _same_line),
     (r'.+', (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError), _same_line),
 ]

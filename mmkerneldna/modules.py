@@ -1,4 +1,5 @@
 """Module surgery and counting, for every part of the package that takes a net apart."""
+
 from typing import Any, TypeGuard
 
 import torch
@@ -19,8 +20,7 @@ def is_plain_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 
 def slots(module: nn.Module) -> list[Slot]:
     """(owner, attribute, submodule) of every place where a submodule hangs; a shared one appears once per place."""
-    return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items()
-            if child is not None]
+    return [(owner, name, child) for owner in module.modules() for name, child in owner._modules.items() if child is not None]
 
 
 def running_stats(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -36,9 +36,17 @@ def to_memory_format(module: nn.Module, memory_format: torch.memory_format) -> n
 
 def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
     """The arguments of ``nn.Conv2d`` that make another of this geometry."""
-    return dict(in_channels=conv.in_channels, out_channels=conv.out_channels, kernel_size=conv.kernel_size,
-                stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-                bias=conv.bias is not None, padding_mode=conv.padding_mode)
+    return dict(
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
 
 
 def replace(module: nn.Module, old: nn.Module, new: nn.Module) -> int:

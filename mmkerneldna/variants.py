@@ -6,6 +6,7 @@
 A variant is a layer and its settings. What else belongs to it stands with the layer: which convolutions its paper
 replaced (``paper_patterns``), the temperature it is trained with (``temperature_schedule``), its loss.
 """
+
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Variant:
         nets (dict): options that differ in one net, by ``Class-depth`` or ``Class``; ``include`` are patterns of the
             convolutions to take there.
     """
+
     summary: str
     conv: Options | None = None
     nets: Mapping[str, Options] = field(default_factory=dict)
@@ -50,15 +52,20 @@ VARIANTS: dict[str, Variant] = {
     'se': Variant("KernelDNA's input gate on static kernels", dict(type='SEConv2d')),
     'condconv8x': Variant('CondConv, 8 experts (Yang et al., 2019)', dict(type='CondConv2d', num_experts=8)),
     'dyconv4x': Variant('dynamic convolution, 4 kernels (Chen et al., 2020)', dict(type='DyConv2d', num_experts=4)),
-    'dcd': Variant('dynamic channel fusion (Li et al., 2021)', dict(type='DCDConv2d'),
-                   {'ResNet-18': dict(pool_size=2), 'MobileNetV2': dict(form='mobilenet')}),
+    'dcd': Variant(
+        'dynamic channel fusion (Li et al., 2021)',
+        dict(type='DCDConv2d'),
+        {'ResNet-18': dict(pool_size=2), 'MobileNetV2': dict(form='mobilenet')},
+    ),
     'odconv1x': Variant('ODConv, 1 kernel (Li et al., 2022)', dict(type='ODConv2d', num_experts=1)),
     'odconv4x': Variant('ODConv, 4 kernels (Li et al., 2022)', dict(type='ODConv2d', num_experts=4)),
     'kw1x': Variant('KernelWarehouse, budget 1x (Li et al., 2024)', dict(type='KWConv2d', budget=1)),
-    'kw4x': Variant('KernelWarehouse, budget 4x (Li et al., 2024)', dict(type='KWConv2d', budget=4),
-                    {'MobileNetV2': dict(sharing='role')}),
-    'fdconv': Variant('frequency dynamic convolution (Chen et al., 2025)', dict(type='FDConv2d'),
-                      {'MobileNetV2': dict(include=_POINTWISE)}),
+    'kw4x': Variant(
+        'KernelWarehouse, budget 4x (Li et al., 2024)', dict(type='KWConv2d', budget=4), {'MobileNetV2': dict(sharing='role')}
+    ),
+    'fdconv': Variant(
+        'frequency dynamic convolution (Chen et al., 2025)', dict(type='FDConv2d'), {'MobileNetV2': dict(include=_POINTWISE)}
+    ),
     'moe': Variant('one of 4 expert kernels per image', dict(type='MoEConv2d', num_experts=4, top_k=1)),
 }
 

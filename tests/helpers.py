@@ -1,4 +1,5 @@
 """What several test modules need."""
+
 import os
 
 import torch
@@ -54,4 +55,4 @@ class Payload:
         self.path = str(path)
 
     def __reduce__(self):
-        return os.mkdir, (self.path, )
+        return os.mkdir, (self.path,)

@@ -1,4 +1,5 @@
 """Hand-written work_dirs, as mmengine leaves them."""
+
 import json
 
 DET_CFG = """
@@ -16,9 +17,18 @@ train_cfg = dict(max_iters=200, type='IterBasedTrainLoop')
 
 def cost(latency, params=10.0):
     """Cost metrics as CostHook writes them."""
-    return {'cost/latency_ms': latency, 'cost/latency_p90_ms': latency * 1.1, 'cost/throughput_img_s': 1e3 / latency,
-            'cost/gmacs': 2.0, 'cost/unique_params_m': params, 'cost/deployed_params_m': params + 5,
-            'cost/peak_memory_mb': 100.0, 'cost/height': 64.0, 'cost/width': 96.0, 'cost/batch': 1.0}
+    return {
+        'cost/latency_ms': latency,
+        'cost/latency_p90_ms': latency * 1.1,
+        'cost/throughput_img_s': 1e3 / latency,
+        'cost/gmacs': 2.0,
+        'cost/unique_params_m': params,
+        'cost/deployed_params_m': params + 5,
+        'cost/peak_memory_mb': 100.0,
+        'cost/height': 64.0,
+        'cost/width': 96.0,
+        'cost/batch': 1.0,
+    }
 
 
 def train_line(step, epoch, time=0.5):
@@ -41,8 +51,10 @@ def detection_run(work_dir, scores=(0.1, 0.3, 0.2), test=None, latency=20.0, see
     """A detector validated after each of three epochs, and perhaps tested."""
     records = []
     for epoch, score in enumerate(scores, 1):
-        records += [train_line(10 * epoch, epoch),
-                    {'coco/bbox_mAP': score, 'coco/bbox_mAP_50': 2 * score, **cost(latency), 'step': epoch}]
+        records += [
+            train_line(10 * epoch, epoch),
+            {'coco/bbox_mAP': score, 'coco/bbox_mAP_50': 2 * score, **cost(latency), 'step': epoch},
+        ]
     work_dir.mkdir(parents=True)
     (work_dir / f'{config}.py').write_text('')
     write_stamp(work_dir, '20260101_000000', DET_CFG.format(seed=seed), records)

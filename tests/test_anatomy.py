@@ -1,4 +1,5 @@
 """What a model is made of, on upstream's own models and inside wrappers."""
+
 import pytest
 import torch
 from mmengine.hub import get_config
@@ -35,8 +36,11 @@ def test_parts_of_upstream_models(name):
     assert not any(isinstance(head, nn.ModuleList) for head in (*heads.dense, *heads.box, *heads.mask))
     assert has_proposals(model) == has_proposals(cfg.model) == (counts[1] > 0)
     assert backbone_of(model) is model.backbone
-    assert (task_of(model.backbone), is_whole(model.backbone), backbone_of(model.backbone)) == ('backbone', False,
-                                                                                               model.backbone)
+    assert (task_of(model.backbone), is_whole(model.backbone), backbone_of(model.backbone)) == (
+        'backbone',
+        False,
+        model.backbone,
+    )
     assert heads_of(model.backbone).dense == ()
 
 

@@ -1,4 +1,5 @@
 """One root of all errors, one line for each of them."""
+
 import importlib
 import inspect
 import pkgutil
@@ -22,16 +23,23 @@ def below(kind):
     return {kind}.union(*map(below, kind.__subclasses__()))
 
 
-ALL = sorted({cls for module in modules() for cls in vars(module).values() if inspect.isclass(cls)
-              and issubclass(cls, Exception) and cls.__module__.startswith('mmkerneldna')} | below(KernelDNAError),
-             key=lambda cls: cls.__name__)
+ALL = sorted(
+    {
+        cls
+        for module in modules()
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, Exception) and cls.__module__.startswith('mmkerneldna')
+    }
+    | below(KernelDNAError),
+    key=lambda cls: cls.__name__,
+)
 
 
 @pytest.mark.parametrize('kind', [cls for cls in ALL if cls.__name__ not in AT_IMPORT], ids=lambda cls: cls.__name__)
 def test_every_error_is_one_line_and_status_2(kind, capsys):
     assert issubclass(kind, KernelDNAError)
     error = kind.__new__(kind, 'layer x is 3, expected 4')
-    error.args = ('layer x is 3, expected 4', )
+    error.args = ('layer x is 3, expected 4',)
     with pytest.raises(SystemExit) as stop, one_line_errors():
         raise error
     assert stop.value.code == EXIT_CODE == 2

@@ -4,6 +4,7 @@ OpenMP's threads wait passively. Spinning threads of a process that shares its c
 them. Who has chosen a policy keeps it. ``--verbose`` anywhere on the command line holds for the imports too, and for the tools
 that this one starts.
 """
+
 import os
 import sys
 

@@ -17,6 +17,7 @@ but the RPN's scores and the box head's classes are replaced by made-up ones, al
 proposals per image reach the second stage, the same ones, and equally many boxes the mask head. It holds for latency,
 memory and GMACs; a training step samples its boxes itself and stays as it is.
 """
+
 import argparse
 from itertools import product
 from pathlib import Path
@@ -65,14 +66,25 @@ def parse_args():
     add_variant_argument(parser, nargs='+', default=[None])
     parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1, 32])
-    parser.add_argument('--size', type=image_size, nargs='+', metavar='N|HxW', help='of the images; several go '
-                        '(default: 224 for backbones, else what the first config states)')
-    parser.add_argument('--proposals', type=int, metavar='N', help='two-stage detectors: as many proposals per image, and '
-                        'the same second stage, in every model (default: what random weights find)')
+    parser.add_argument(
+        '--size',
+        type=image_size,
+        nargs='+',
+        metavar='N|HxW',
+        help='of the images; several go (default: 224 for backbones, else what the first config states)',
+    )
+    parser.add_argument(
+        '--proposals',
+        type=int,
+        metavar='N',
+        help='two-stage detectors: as many proposals per image, and '
+        'the same second stage, in every model (default: what random weights find)',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override every config')
     add_device_argument(parser)
-    parser.add_argument('--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS),
-                        help='autocast (bf16 if no type is named)')
+    parser.add_argument(
+        '--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS), help='autocast (bf16 if no type is named)'
+    )
     parser.add_argument('--channels-last', action='store_true')
     add_deploy_arguments(parser, 'time')
     parser.add_argument('--train-step', action='store_true', help='also time a whole training step')
@@ -120,8 +132,10 @@ def check_proposals(args, names, configs) -> None:
         raise UsageError(f'--proposals {args.proposals}: at least 1 is needed')
     without = [name for name, cfg in zip(names, configs) if not has_proposals(cfg.model)]
     if args.scope == 'backbone' or len(without) == len(names):
-        raise UsageError(f'--proposals {args.proposals} is for two-stage detectors with --scope model; no model here has an '
-                         'RPN, leave it out')
+        raise UsageError(
+            f'--proposals {args.proposals} is for two-stage detectors with --scope model; no model here has an '
+            'RPN, leave it out'
+        )
     if without:
         print(f'no RPN, not changed by --proposals: {", ".join(without)}')
 
@@ -129,26 +143,34 @@ def check_proposals(args, names, configs) -> None:
 def read_workloads(args, cfg):
     stated = None if args.scope == 'backbone' else size_from_config(cfg)
     sizes = args.size or [stated or (224, 224)]
-    return [Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last, args.proposals)
-            for size in sizes for batch in args.batch]
+    return [
+        Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last, args.proposals)
+        for size in sizes
+        for batch in args.batch
+    ]
 
 
 def title_of(args) -> str:
     layout = ', channels_last' if args.channels_last else ''
     proposals = f', {args.proposals} fixed proposals per image' if args.proposals else ''
     options = ''.join(f', {key}={value}' for key, value in (args.cfg_options or {}).items())
-    return (f'{args.scope}, {args.amp}{layout}, {args.device}{proposals}{options}, median of {args.repeats} interleaved '
-            f'rounds after {args.warmup} to warm up')
+    return (
+        f'{args.scope}, {args.amp}{layout}, {args.device}{proposals}{options}, median of {args.repeats} interleaved '
+        f'rounds after {args.warmup} to warm up'
+    )
 
 
 def write_files(args, facts, rows, columns) -> None:
-    settings = dict(scope=args.scope, repeats=args.repeats, warmup=args.warmup, proposals=args.proposals,
-                    cfg_options=args.cfg_options)
+    settings = dict(
+        scope=args.scope, repeats=args.repeats, warmup=args.warmup, proposals=args.proposals, cfg_options=args.cfg_options
+    )
     write_json(args.out_dir / 'benchmark.json', dict(environment=facts, settings=settings, rows=rows))
     write_csv(args.out_dir / 'benchmark.csv', [{**row, 'scope': args.scope, **facts} for row in rows])
     notes = [f'- {note}' for note in failure_notes(rows)] + [f'\n{note}' for note in doubt_notes(rows, columns)]
-    write_text(args.out_dir / 'benchmark.md', '\n'.join(
-        [f'# {title_of(args)}', '', describe(facts), '', markdown(rows, columns), *notes]) + '\n')
+    write_text(
+        args.out_dir / 'benchmark.md',
+        '\n'.join([f'# {title_of(args)}', '', describe(facts), '', markdown(rows, columns), *notes]) + '\n',
+    )
 
 
 def main():
@@ -162,7 +184,7 @@ def main():
         check_proposals(args, [subject.name for subject in subjects], configs)
         workloads = read_workloads(args, configs[0])
         launch.make_folder(args.out_dir, '--out-dir')
-        columns = LEAD_COLUMNS + ((PROPOSALS, ) if args.proposals else ()) + COST_COLUMNS
+        columns = LEAD_COLUMNS + ((PROPOSALS,) if args.proposals else ()) + COST_COLUMNS
         columns += TRAIN_COLUMNS if args.train_step else ()
         facts = environment(args.device)
         benchmark = Benchmark(subjects, workloads, prepare, args.repeats, args.warmup)

@@ -11,6 +11,7 @@ instead (use it with --threads 1 on a machine that others use as well).
 Weights are random. So that Faster R-CNNs do equal work end to end, the values of two head outputs are replaced by the same
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
 """
+
 import argparse
 from collections.abc import Callable
 
@@ -39,10 +40,15 @@ from mmkerneldna.measure.workload import Workload, inference_call, train_call
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
 PARTS = dict(
-    faster=('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-            'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py'),
-    upernet=('mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
-             'mmkerneldna::upernet/upernet_kdna-r50_4xb4-160k_ade20k-512x512.py'))
+    faster=(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        'mmkerneldna::faster_rcnn/faster-rcnn_kdna-r50_fpn_1x_coco.py',
+    ),
+    upernet=(
+        'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+        'mmkerneldna::upernet/upernet_kdna-r50_4xb4-160k_ade20k-512x512.py',
+    ),
+)
 
 
 def parse_args():
@@ -86,8 +92,9 @@ def show(title: str, taken: dict[str, list[Sample]], baselines: dict[str, list[s
     times = {name: np.array([getattr(sample, args.clock) for sample in samples]) for name, samples in taken.items()}
     doubtful = {name for name, samples in taken.items() if args.clock == 'wall' and disturbance(samples, args.device)}
     for name, values in times.items():
-        ratios = [f'{np.median(values / times[b]):.3f} ({values.min() / times[b].min():.3f}) x {b}'
-                  for b in baselines.get(name, [])]
+        ratios = [
+            f'{np.median(values / times[b]):.3f} ({values.min() / times[b].min():.3f}) x {b}' for b in baselines.get(name, [])
+        ]
         median, *others = (f'{v:.2f}' for v in (np.median(values), np.percentile(values, 90), values.min()))
         table.add_row(name, median + (DOUBT if name in doubtful else ''), *others, ', '.join(ratios))
     Console(width=150).print(table)
@@ -107,8 +114,10 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def backbone(depth: int, batch: int, size, args) -> None:
     options = dict(cuda_graph=args.cuda_graph, dtype=DTYPES[args.dtype])
-    nets = {name: randomised(KDNAResNet(depth, sharing=sharing)).to(args.device)
-            for name, sharing in (('static', None), ('kdna', 'default'))}
+    nets = {
+        name: randomised(KDNAResNet(depth, sharing=sharing)).to(args.device)
+        for name, sharing in (('static', None), ('kdna', 'default'))
+    }
     models, baselines = {f'{name} eager': net for name, net in nets.items()}, {'kdna eager': ['static eager']}
     for mode in args.modes:
         tag = 'deployed' if mode == 'false' else f'deployed {mode}'
@@ -136,10 +145,15 @@ def train(depth: int, batch: int, size, args) -> None:
         calls[f'{name} step'] = train_call(model, workload)
         kept[name] = training_memory(model, calls[f'{name} step'], workload)
     taken = measure(calls, args)
-    show(f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', taken,
-         {'kdna step': ['static step']}, args)
-    Console().print(f'memory MiB: static {kept["static"]:.1f}, kdna {kept["kdna"]:.1f}, ratio '
-                    f'{kept["kdna"] / kept["static"]:.3f}')
+    show(
+        f'ResNet-{depth} training step, batch {batch}, {size[0]}x{size[1]}, {args.dtype}',
+        taken,
+        {'kdna step': ['static step']},
+        args,
+    )
+    Console().print(
+        f'memory MiB: static {kept["static"]:.1f}, kdna {kept["kdna"]:.1f}, ratio {kept["kdna"] / kept["static"]:.3f}'
+    )
 
 
 def training_memory(model: nn.Module, step: Callable, workload: Workload) -> float:
@@ -170,18 +184,25 @@ def parts(size, args) -> None:
             models[f'{name} eager'] = randomised(MODELS.build(cfg.model)).to(args.device)
     for mode in args.modes:
         tag = 'deployed' if mode == 'false' else f'deployed {mode}'
-        models[f'kdna {tag}'] = deploy(models['kdna eager'], compile=MODES[mode], cuda_graph=args.cuda_graph, gate=args.gate,
-                                       dtype=DTYPES[args.dtype])
+        models[f'kdna {tag}'] = deploy(
+            models['kdna eager'], compile=MODES[mode], cuda_graph=args.cuda_graph, gate=args.gate, dtype=DTYPES[args.dtype]
+        )
     images = torch.randn(1, 3, *size, device=args.device)
     workload = Workload(1, size, args.device, proposals=args.proposals)
-    for part, make in (('backbone and neck', lambda m: lambda: m.extract_feat(images)),
-                       ('with heads, up to raw outputs', lambda m: lambda: run_parts(m, images)),
-                       ('end to end (test_step)', lambda m: inference_call(m, workload))):
+    for part, make in (
+        ('backbone and neck', lambda m: lambda: m.extract_feat(images)),
+        ('with heads, up to raw outputs', lambda m: lambda: run_parts(m, images)),
+        ('end to end (test_step)', lambda m: inference_call(m, workload)),
+    ):
         calls = {name: _without_gradients(make(model)) for name, model in models.items()}
         count = workload.proposals_of(models['static eager']) if 'end to end' in part else None
         fixed = f', {count} fixed proposals' if count else ''
-        show(f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1{fixed}', measure(calls, args),
-             {name: ['static eager'] for name in calls if name != 'static eager'}, args)
+        show(
+            f'{args.model}, {part}, {size[0]}x{size[1]}, batch 1{fixed}',
+            measure(calls, args),
+            {name: ['static eager'] for name in calls if name != 'static eager'},
+            args,
+        )
 
 
 def _without_gradients(call: Callable) -> Callable:

@@ -5,6 +5,7 @@ The rules of ``select_per_sample`` are read off this table.
     python tools/benchmark_per_sample.py                       # batches 2, 8, 32 at the sizes of a 224 input
     python tools/benchmark_per_sample.py --batches 2 --scale 3  # three times the side: a detector's feature maps
 """
+
 import argparse
 from collections.abc import Callable
 
@@ -21,9 +22,18 @@ from mmkerneldna.measure.tables import DOUBT, DOUBT_MEANING
 
 # (in_channels, out_channels, kernel, stride, groups, side at a 224 input)
 SHAPES = [
-    (64, 64, 3, 1, 1, 56), (128, 128, 3, 1, 1, 28), (256, 256, 3, 1, 1, 14), (512, 512, 3, 1, 1, 7),
-    (128, 256, 3, 2, 1, 28), (64, 256, 1, 1, 1, 56), (256, 64, 1, 1, 1, 56), (1024, 256, 1, 1, 1, 14),
-    (512, 2048, 1, 1, 1, 7), (256, 256, 3, 1, 32, 14), (96, 96, 3, 2, 96, 112), (384, 384, 3, 1, 384, 14),
+    (64, 64, 3, 1, 1, 56),
+    (128, 128, 3, 1, 1, 28),
+    (256, 256, 3, 1, 1, 14),
+    (512, 512, 3, 1, 1, 7),
+    (128, 256, 3, 2, 1, 28),
+    (64, 256, 1, 1, 1, 56),
+    (256, 64, 1, 1, 1, 56),
+    (1024, 256, 1, 1, 1, 14),
+    (512, 2048, 1, 1, 1, 7),
+    (256, 256, 3, 1, 32, 14),
+    (96, 96, 3, 2, 96, 112),
+    (384, 384, 3, 1, 384, 14),
 ]
 
 
@@ -62,8 +72,7 @@ def time_shape(shape, batch: int, args: argparse.Namespace):
     _, _, kernel, stride, groups, _ = shape
     case = make_case(shape, batch, args)
     geometry = dict(stride=stride, padding=kernel // 2, groups=groups)
-    names = [name for name in (*PER_SAMPLE, 'outputs')
-             if (name != 'plain' or batch == 1) and (name != 'matmul' or kernel == 1)]
+    names = [name for name in (*PER_SAMPLE, 'outputs') if (name != 'plain' or batch == 1) and (name != 'matmul' or kernel == 1)]
     calls = {name: make_call(case, geometry, name, args.backward) for name in names}
     with torch.set_grad_enabled(args.backward):
         chosen = select_per_sample(case['x'], case['experts'].shape[1:], stride, kernel // 2, 1, groups)
@@ -79,16 +88,24 @@ def cell(timing) -> str:
 def main() -> None:
     args = parse_args()
     columns = (*PER_SAMPLE, 'outputs')
-    table = Table(*('shape (in-out k stride groups side)', 'batch', *columns, 'fastest', 'chosen', 'chosen / fastest'),
-                  title=f'{args.num_experts} experts, {"forward+backward" if args.backward else "forward"}, '
-                  f'{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, median ms')
+    table = Table(
+        *('shape (in-out k stride groups side)', 'batch', *columns, 'fastest', 'chosen', 'chosen / fastest'),
+        title=f'{args.num_experts} experts, {"forward+backward" if args.backward else "forward"}, '
+        f'{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, median ms',
+    )
     for shape in SHAPES:
         for batch in args.batches:
             timings, chosen = time_shape(shape, batch, args)
             medians = {name: timing.median for name, timing in timings.items() if not isinstance(timing, Failure)}
             fastest = min(medians, key=medians.get)
-            table.add_row('{}-{} k{} s{} g{} {}'.format(*shape), str(batch), *(cell(timings.get(name)) for name in columns),
-                          fastest, chosen, f'{medians[chosen] / medians[fastest]:.2f}' if chosen in medians else '-')
+            table.add_row(
+                '{}-{} k{} s{} g{} {}'.format(*shape),
+                str(batch),
+                *(cell(timings.get(name)) for name in columns),
+                fastest,
+                chosen,
+                f'{medians[chosen] / medians[fastest]:.2f}' if chosen in medians else '-',
+            )
     Console(width=150).print(table, f'{DOUBT} {DOUBT_MEANING}')
 
 

@@ -10,6 +10,7 @@ The first config is the base: --variant NAME:key=value changes it, and gains and
 again, the same command goes on where it was: finished runs are not run again, a half-trained one is resumed. The score
 is that of the last checkpoint on the test set. Latency is measured at the end, all variants in this process in turns.
 """
+
 import argparse
 import signal
 from pathlib import Path
@@ -44,10 +45,21 @@ console = wide_console()
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='the base, and others to compare it with')
-    parser.add_argument('--variant', action='append', default=[], metavar='NAME:KEY=VALUE...',
-                        help='the base with changes, or NAME=CONFIG; may be given several times')
-    parser.add_argument('--variants', nargs='+', default=[], choices=VARIANTS, metavar='NAME',
-                        help=f'the base as variants of the table, the first to compare with: {", ".join(VARIANTS)}')
+    parser.add_argument(
+        '--variant',
+        action='append',
+        default=[],
+        metavar='NAME:KEY=VALUE...',
+        help='the base with changes, or NAME=CONFIG; may be given several times',
+    )
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        default=[],
+        choices=VARIANTS,
+        metavar='NAME',
+        help=f'the base as variants of the table, the first to compare with: {", ".join(VARIANTS)}',
+    )
     parser.add_argument('--seeds', type=seed, nargs='+', default=[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
@@ -67,8 +79,15 @@ def read_study(args):
     configs = args.configs[1:] if args.variants else args.configs  # the first of the variants stands for the base
     variants = [parse_variant(text, base) for text in [*args.variants, *configs, *args.variant]]
     flags = [flag for flag, wanted in (('--amp', args.amp), ('--deterministic', args.deterministic)) if wanted]
-    return Study(variants, args.work_dir, TOOLS, args.seeds, args.cfg_options, flags,
-                 dict(max_epochs=args.max_epochs, max_iters=args.max_iters))
+    return Study(
+        variants,
+        args.work_dir,
+        TOOLS,
+        args.seeds,
+        args.cfg_options,
+        flags,
+        dict(max_epochs=args.max_epochs, max_iters=args.max_iters),
+    )
 
 
 def run_all(study, runs):
@@ -98,8 +117,11 @@ def main():
                 costs = measure(configs, runs, workload, args.repeats, args.work_dir)
     except KeyboardInterrupt:
         raise SystemExit('stopped; the same command goes on where it was') from None
-    facts = [f'mean ± standard deviation over seeds {", ".join(map(str, args.seeds))}; gain and x first: over '
-             f'{study.variants[0].name}; score: last checkpoint', describe(environment(args.device))]
+    facts = [
+        f'mean ± standard deviation over seeds {", ".join(map(str, args.seeds))}; gain and x first: over '
+        f'{study.variants[0].name}; score: last checkpoint',
+        describe(environment(args.device)),
+    ]
     report = make_report(with_cost(variant_rows(rows, study.variants), costs), 'Comparison', facts)
     paths = write_report(report, args.work_dir)
     show_report(report, console)

@@ -10,6 +10,7 @@ converted, everything else goes over as it is. It loads into the config of that 
     python tools/convert_checkpoint.py odconv faster_rcnn_odconv4x_r50.pth detector.pth
     python tools/test.py CONFIG_OF_THAT_DETECTOR detector.pth
 """
+
 import argparse
 import os
 from functools import partial
@@ -39,8 +40,11 @@ def parse_args():
     parser.add_argument('net', choices=CONVERTERS, help='what the checkpoint holds')
     parser.add_argument('source', help='released checkpoint')
     parser.add_argument('target', help='file to write')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a file that holds more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read a file that holds more than weights; that can run code: only for files you trust',
+    )
     add_verbose_argument(parser)
     return parser.parse_args()
 

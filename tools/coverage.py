@@ -8,6 +8,7 @@ backbone (of a transformer without convolutions its neck), which runs forward on
 mode on a small image; the feature maps must have the shapes of the static net's. Equal backbones run once. Weights are one
 constant: drawing them would take most of the time, and no shape depends on them.
 """
+
 import argparse
 import importlib.util
 import json
@@ -38,10 +39,21 @@ DRAWS = ('kaiming_normal_', 'kaiming_uniform_', 'normal_', 'trunc_normal_', 'uni
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--folders', nargs='+', metavar='PACKAGE/FOLDER', help='only these (default: all)')
-    parser.add_argument('--variants', nargs='+', choices=['kdna', *RIVALS], default=['kdna', *RIVALS], metavar='NAME',
-                        help='columns of the table (default: all)')
-    parser.add_argument('--max-params', type=number(0, whole=False), default=800, metavar='M',
-                        help='leave out a rival of more than M million parameters (memory)')
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        choices=['kdna', *RIVALS],
+        default=['kdna', *RIVALS],
+        metavar='NAME',
+        help='columns of the table (default: all)',
+    )
+    parser.add_argument(
+        '--max-params',
+        type=number(0, whole=False),
+        default=800,
+        metavar='M',
+        help='leave out a rival of more than M million parameters (memory)',
+    )
     parser.add_argument('--cache', type=Path, help='a JSON file of cells that a run which was stopped left')
     parser.add_argument('--out', type=Path, default=Path('docs/coverage.md'))
     return parser.parse_args()
@@ -157,14 +169,21 @@ def table_rows(args):
             start = time.monotonic()
             try:
                 method = Method(cfg) if isinstance(cfg, Config) else None
-                row.update(cells={variant: dict(reason=cfg) for variant in args.variants} if method is None else
-                           method_cells(method, args, cells), backbone=method.kind if method else '-')
+                row.update(
+                    cells={variant: dict(reason=cfg) for variant in args.variants}
+                    if method is None
+                    else method_cells(method, args, cells),
+                    backbone=method.kind if method else '-',
+                )
             except Exception as error:
                 reason = f'the static net does not run here: {type(error).__name__}: {" ".join(str(error).split())[:200]}'
                 row['cells'] = {variant: dict(reason=reason) for variant in args.variants}
             rows.append(row)
-            print(f'{package}/{folder.name}: {row["backbone"]}, {time.monotonic() - start:.0f} s: '
-                  f'{", ".join(f"{key} {short(cell)}" for key, cell in row["cells"].items())}', flush=True)
+            print(
+                f'{package}/{folder.name}: {row["backbone"]}, {time.monotonic() - start:.0f} s: '
+                f'{", ".join(f"{key} {short(cell)}" for key, cell in row["cells"].items())}',
+                flush=True,
+            )
     return rows
 
 
@@ -194,20 +213,34 @@ def short(cell):
 
 def markdown(rows, variants):
     """The document: how many folders work, the table, the reasons."""
-    lines = ['# Coverage', '', 'Written by `python tools/coverage.py`. One config, the first by name, of every method folder '
-             'of the installed packages; a cell', 'is the number of convolutions that the variant changed, in the backbone '
-             'unless it says *neck*, after one forward pass in training', 'and one in evaluation mode whose feature maps have '
-             "the static net's shapes; *no* has its reason below.", '']
+    lines = [
+        '# Coverage',
+        '',
+        'Written by `python tools/coverage.py`. One config, the first by name, of every method folder '
+        'of the installed packages; a cell',
+        'is the number of convolutions that the variant changed, in the backbone '
+        'unless it says *neck*, after one forward pass in training',
+        "and one in evaluation mode whose feature maps have the static net's shapes; *no* has its reason below.",
+        '',
+    ]
     for package in PACKAGES:
         ours = [row for row in rows if row['package'] == package]
         if not ours:
             continue
         lines += [f'## {package}', '']
-        lines += [f'Of {len(ours)} folders work: ' + ', '.join(
-            f'{name} {sum("count" in row["cells"][name] for row in ours)}' for name in variants) + '.', '']
+        lines += [
+            f'Of {len(ours)} folders work: '
+            + ', '.join(f'{name} {sum("count" in row["cells"][name] for row in ours)}' for name in variants)
+            + '.',
+            '',
+        ]
         lines += ['| folder | config | backbone | ' + ' | '.join(variants) + ' |', '|---' * (3 + len(variants)) + '|']
-        lines += [f'| {row["folder"]} | {row["config"].removesuffix(".py")} | {row["backbone"]} | '
-                  + ' | '.join(short(row['cells'][name]) for name in variants) + ' |' for row in ours]
+        lines += [
+            f'| {row["folder"]} | {row["config"].removesuffix(".py")} | {row["backbone"]} | '
+            + ' | '.join(short(row['cells'][name]) for name in variants)
+            + ' |'
+            for row in ours
+        ]
         lines += ['', *reasons(ours), '']
     return '\n'.join(lines).rstrip() + '\n'
 
@@ -220,9 +253,13 @@ def reasons(rows):
             if 'count' not in cell:
                 text = ' '.join(cell['reason'].split())
                 found.setdefault(text.replace(f'variant {name} ', '').replace(f'variant {name}: ', '')[:300], []).append(
-                    (row['folder'], name))
-    return [f'- {", ".join(sorted({folder for folder, _ in where}))} ({", ".join(dict.fromkeys(name for _, name in where))}): '
-            f'{text}' for text, where in found.items()]
+                    (row['folder'], name)
+                )
+    return [
+        f'- {", ".join(sorted({folder for folder, _ in where}))} ({", ".join(dict.fromkeys(name for _, name in where))}): '
+        f'{text}'
+        for text, where in found.items()
+    ]
 
 
 def fill(tensor, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 Some eight minutes on two CPU cores. Stopped by ctrl-C and started again, it goes on where it was.
 """
+
 import argparse
 import hashlib
 import signal
@@ -67,15 +68,25 @@ def digest_of(path: Path) -> str:
 def study_of(task: str, args) -> Study:
     """The runs of one task. A run of other data or another config is trained anew."""
     variants = [Variant(name, str(config_of(name))) for name in STUDIES[task]]
-    return Study(variants, args.work_dir / task, ROOT / 'tools', options=[f'data_root={args.data_root}'],
-                 facts=dict(data=digest_of(args.data_root / 'dataset.json')), anew=True)
+    return Study(
+        variants,
+        args.work_dir / task,
+        ROOT / 'tools',
+        options=[f'data_root={args.data_root}'],
+        facts=dict(data=digest_of(args.data_root / 'dataset.json')),
+        anew=True,
+    )
 
 
 def derived_study(study: Study, name: str, dense: Run, cfg: Config) -> Study:
     """One more run: derived from the checkpoint of ``dense``, a run of ``cfg``, and trained for a quarter of its steps."""
-    variant = Variant(f'{name}_derived', str(config_of(name)), (f'load_from={dense.checkpoint()}', ))
-    return replace(study, variants=[variant], lengths=dict(max_iters=cfg.train_cfg.max_iters // 4),
-                   facts={**study.facts, 'dense': digest_of(Path(dense.checkpoint()))})
+    variant = Variant(f'{name}_derived', str(config_of(name)), (f'load_from={dense.checkpoint()}',))
+    return replace(
+        study,
+        variants=[variant],
+        lengths=dict(max_iters=cfg.train_cfg.max_iters // 4),
+        facts={**study.facts, 'dense': digest_of(Path(dense.checkpoint()))},
+    )
 
 
 def train(study: Study):
@@ -107,15 +118,31 @@ def compare(study: Study, derived: str | None):
 def compare_backbones(out_dir: Path) -> None:
     """Time the two backbones alone, taking turns."""
     static, kdna = map(config_of, STUDIES['detection'])
-    run_tool('benchmark.py', f'static={static}', f'kdna={kdna}', '--scope', 'backbone', '--batch', 1, 8, '--size', 192,
-             '--repeats', 10, '--out-dir', out_dir)
+    run_tool(
+        'benchmark.py',
+        f'static={static}',
+        f'kdna={kdna}',
+        '--scope',
+        'backbone',
+        '--batch',
+        1,
+        8,
+        '--size',
+        192,
+        '--repeats',
+        10,
+        '--out-dir',
+        out_dir,
+    )
 
 
 def report(rows, work_dir: Path, data_root: Path) -> None:
     """Write table and plot of all runs, next to what guessing scores; the last lines say where they lie."""
     chance = chance_scores(data_root)
-    facts = ['Latency: test_step of the trained models, batch 1, all models of a task in one process, taking turns.',
-             describe(environment('cpu'))]
+    facts = [
+        'Latency: test_step of the trained models, batch 1, all models of a task in one process, taking turns.',
+        describe(environment('cpu')),
+    ]
     made = make_report(rows, 'Shapes, trained from scratch', facts)
     paths = write_report(made, work_dir / 'report')
     show_report(made, console)

@@ -13,6 +13,7 @@ FILE.py then holds the plan that came out. --variant makes the static config a v
 the static convolutions. Beside FILE.pth lie FILE.py, the config that train.py and test.py take with it, and
 the report: FILE.txt, FILE.json and FILE.png.
 """
+
 import argparse
 from pathlib import Path
 
@@ -36,26 +37,42 @@ from mmkerneldna.sharing import resolve_plan
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of the model with shared kernels or dynamic layers, or with --plan or --variant a '
-                        'static one')
-    parser.add_argument('--from', dest='source', required=True, metavar='CHECKPOINT',
-                        help='dense weights: a file, torchvision://..., open-mmlab://... or an address')
+    parser.add_argument(
+        'config', help='of the model with shared kernels or dynamic layers, or with --plan or --variant a static one'
+    )
+    parser.add_argument(
+        '--from',
+        dest='source',
+        required=True,
+        metavar='CHECKPOINT',
+        help='dense weights: a file, torchvision://..., open-mmlab://... or an address',
+    )
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.pth', help='where the derived checkpoint goes')
     add_image_arguments(parser)
     parser.add_argument('--steps', type=number(0), default=0, help='of reconstruction, a batch each (default: 0)')
-    parser.add_argument('--plan', help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters '
-                        'to keep), child=parent,... pairs, JSON or a .json file')
+    parser.add_argument(
+        '--plan',
+        help='another plan for the backbone: a name, redundancy:BUDGET (the part of the parameters '
+        'to keep), child=parent,... pairs, JSON or a .json file',
+    )
     add_variant_argument(parser)
     parser.add_argument('--residual-rank', type=number(0), help="rank of the children's low-rank residuals")
-    parser.add_argument('--parents', choices=['keep', 'mean'], default='keep',
-                        help='parents keep their kernels, or each family shares the mean of its kernels')
+    parser.add_argument(
+        '--parents',
+        choices=['keep', 'mean'],
+        default='keep',
+        help='parents keep their kernels, or each family shares the mean of its kernels',
+    )
     parser.add_argument('--lr', type=number(0, whole=False), default=Reconstruction.lr, help='of the reconstruction')
     parser.add_argument('--amp', action='store_true', help='reconstruct in bf16')
     parser.add_argument('--resume', action='store_true', help='go on with a reconstruction that was stopped')
     add_device_argument(parser)
     parser.add_argument('--partial', action='store_true', help='accept a checkpoint that lacks a head, or has another one')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a file that holds more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read a file that holds more than weights; that can run code: only for files you trust',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     add_verbose_argument(parser)
     return parser.parse_args()
@@ -92,8 +109,15 @@ def main():
         torch.manual_seed(args.seed)
         model = build_from_config(cfg).to(args.device)
         reconstruction = settings(args)
-        report = derive(model, checkpoint, find_images(args, cfg, model), steps=args.steps, parents=args.parents,
-                        reconstruction=reconstruction, partial=args.partial)
+        report = derive(
+            model,
+            checkpoint,
+            find_images(args, cfg, model),
+            steps=args.steps,
+            parents=args.parents,
+            reconstruction=reconstruction,
+            partial=args.partial,
+        )
         print(report)
         meta = checkpoint.get('meta') or {}
         for path in write_outputs(args.out, model, cfg, report, args.source, meta):

@@ -2,6 +2,7 @@
 
 Runs on a bare Python: nothing but the standard library is imported until it is known to be there.
 """
+
 import argparse
 import importlib
 import importlib.util
@@ -19,13 +20,20 @@ PIP = f'{sys.executable} -m pip'
 CHECKOUT = (ROOT / 'pyproject.toml').is_file()
 ITSELF = f'-e {ROOT}' if CHECKOUT else '--force-reinstall mmkerneldna'
 INSTALL_SELF = f'{PIP} install --no-build-isolation --no-deps {ITSELF}'
-OTHERS = {'numpy': 'numpy', 'cv2': 'opencv-python-headless', 'matplotlib': 'matplotlib',
-          'packaging': 'packaging',
-          'pycocotools': 'pycocotools', 'rich': 'rich', 'scipy': 'scipy'}
+OTHERS = {
+    'numpy': 'numpy',
+    'cv2': 'opencv-python-headless',
+    'matplotlib': 'matplotlib',
+    'packaging': 'packaging',
+    'pycocotools': 'pycocotools',
+    'rich': 'rich',
+    'scipy': 'scipy',
+}
 
 
 class Finding(NamedTuple):
     """One line of the report; ``fix`` is the command, '' where all is well."""
+
     what: str
     found: str
     fix: str = ''
@@ -136,8 +144,7 @@ def check_import() -> Finding:
     try:
         package = importlib.import_module('mmkerneldna')
     except Exception as error:
-        return Finding('mmkerneldna', f'does not import: {_first_line(error)}',
-                       INSTALL_SELF)
+        return Finding('mmkerneldna', f'does not import: {_first_line(error)}', INSTALL_SELF)
     return Finding('mmkerneldna', package.__version__)
 
 
@@ -151,8 +158,11 @@ def examine() -> list[Finding]:
     if 'torch' not in wrong:
         findings += check_cuda(dependencies)
         findings += [] if 'mmcv' in wrong else [check_mmcv_ops(dependencies)]
-    findings += [check_config_scope(scope, reinstall_command(dependencies.MODULES[scope]))
-                 for scope in ('mmdet', 'mmseg') if scope not in wrong]
+    findings += [
+        check_config_scope(scope, reinstall_command(dependencies.MODULES[scope]))
+        for scope in ('mmdet', 'mmseg')
+        if scope not in wrong
+    ]
     return findings + [check_config_scope('mmkerneldna', INSTALL_SELF)] + ([] if wrong else [check_import()])
 
 

@@ -8,6 +8,7 @@ The file takes images as the data preprocessor leaves them: normalised (mean and
 two-stage detector features and RPN outputs. A pt2 file (AOTInductor) runs without this package and without mm libraries:
 torch._inductor.aoti_load_package(FILE)(images).
 """
+
 import argparse
 import os
 from pathlib import Path
@@ -34,8 +35,11 @@ def parse_args():
     parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a file that holds more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read a file that holds more than weights; that can run code: only for files you trust',
+    )
     add_verbose_argument(parser)
     return parser.parse_args()
 

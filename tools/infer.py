@@ -8,6 +8,7 @@ a segmenter), and maps/MODEL/NAME.png (a segmenter's class indices); for a video
 Below each picture stand the model's test score, if its checkpoint lies in the folder of a run, and the milliseconds of this
 call. They are of one call: tools/benchmark.py measures latency.
 """
+
 import argparse
 import re
 import sys
@@ -31,14 +32,22 @@ from mmkerneldna.runs.study import result_line
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('words', nargs='+', metavar='[NAME=]CONFIG CHECKPOINT ... INPUT',
-                        help='one or more models, then pictures, videos, or folders of them')
+    parser.add_argument(
+        'words',
+        nargs='+',
+        metavar='[NAME=]CONFIG CHECKPOINT ... INPUT',
+        help='one or more models, then pictures, videos, or folders of them',
+    )
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='where the results go')
-    parser.add_argument('--score-thr', type=number(0, 1, whole=False), default=0.3,
-                        help='objects below it are neither drawn nor listed')
+    parser.add_argument(
+        '--score-thr', type=number(0, 1, whole=False), default=0.3, help='objects below it are neither drawn nor listed'
+    )
     add_device_argument(parser)
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read files that hold more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read files that hold more than weights; that can run code: only for files you trust',
+    )
     add_verbose_argument(parser)
     return parser.parse_args()
 
@@ -75,17 +84,22 @@ class Contest:
     """All models on one input after the other."""
 
     def __init__(self, models, args):
-        self.predictors = {name: Predictor(config, checkpoint, args.device, args.score_thr)
-                           for name, config, checkpoint in models}
-        self.about = {name: dict(config=config, checkpoint=checkpoint, score=test_score(checkpoint))
-                      for name, config, checkpoint in models}
+        self.predictors = {
+            name: Predictor(config, checkpoint, args.device, args.score_thr) for name, config, checkpoint in models
+        }
+        self.about = {
+            name: dict(config=config, checkpoint=checkpoint, score=test_score(checkpoint))
+            for name, config, checkpoint in models
+        }
         self.out = args.out
 
     def panel(self, image):
         """The models' predictions on one picture, and the picture of all."""
         found = {name: predict(image) for name, predict in self.predictors.items()}
-        captions = [[name, ', '.join(filter(None, [self.about[name]['score'], f'{prediction.ms:.1f} ms']))]
-                    for name, prediction in found.items()]
+        captions = [
+            [name, ', '.join(filter(None, [self.about[name]['score'], f'{prediction.ms:.1f} ms']))]
+            for name, prediction in found.items()
+        ]
         return found, side_by_side([prediction.picture for prediction in found.values()], captions)
 
     def picture(self, source, name):
@@ -112,8 +126,10 @@ class Contest:
 
     def write_facts(self, name, source, frames):
         """One JSON for all models."""
-        models = [dict(name=model, **about, frames=[dict(ms=found[model].ms, **found[model].facts) for found in frames])
-                  for model, about in self.about.items()]
+        models = [
+            dict(name=model, **about, frames=[dict(ms=found[model].ms, **found[model].facts) for found in frames])
+            for model, about in self.about.items()
+        ]
         path = self.out / 'json' / f'{name}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, dict(input=str(source.path), models=models))

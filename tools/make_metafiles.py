@@ -3,6 +3,7 @@
 mmengine's ``get_config('mmkerneldna::...')`` and mim look configs up in these. No score is written: a metafile has
 them where a checkpoint is published with them.
 """
+
 import argparse
 from pathlib import Path
 
@@ -13,8 +14,9 @@ DATA_SETS = {'coco': 'COCO', 'ade20k': 'ADE20K', 'shapes': 'generated shapes', '
 
 def config_folders(root: Path) -> list:
     """Folders of ``root/configs`` that hold runnable configs, by name."""
-    return sorted(folder for folder in (root / 'configs').iterdir()
-                  if not folder.name.startswith(('_', '.')) and any(folder.glob('*.py')))
+    return sorted(
+        folder for folder in (root / 'configs').iterdir() if not folder.name.startswith(('_', '.')) and any(folder.glob('*.py'))
+    )
 
 
 def metafile(folder: Path) -> str:
@@ -22,9 +24,13 @@ def metafile(folder: Path) -> str:
     lines = [HEADER + 'Collections:', f'  - Name: {folder.name}', 'Models:']
     for config in sorted(folder.glob('*.py')):
         data = next((label for word, label in DATA_SETS.items() if word in config.stem), 'unknown')
-        lines += [f'  - Name: {config.stem}', f'    In Collection: {folder.name}',
-                  f'    Config: configs/{folder.name}/{config.name}',
-                  '    Metadata:', f'      Training Data: {data}']
+        lines += [
+            f'  - Name: {config.stem}',
+            f'    In Collection: {folder.name}',
+            f'    Config: configs/{folder.name}/{config.name}',
+            '    Metadata:',
+            f'      Training Data: {data}',
+        ]
     return '\n'.join(lines) + '\n'
 
 

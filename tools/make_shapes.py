@@ -5,6 +5,7 @@
 
 400 images of 160 to 256 pixels a side, some seconds, 10 MB. The same images on every machine.
 """
+
 import argparse
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 torch states that union for every attribute that a class doesn't declare, also for ``conv.stride`` and ``bn.eps`` of a layer
 that is known as a Module only. Each use of one would need a cast. Declared attributes keep their types.
 """
+
 from collections.abc import Callable
 
 from mypy.nodes import TypeInfo

@@ -9,6 +9,7 @@ child's output, and linear CKA of the two blocks. DIR gets the table as redundan
 dendrogram.png. --validate derives that many plans of a single child and says how well the predicted damage ranks what they
 really cost, on other images where there are enough. --plan redundancy:BUDGET of tools/derive.py uses the same prediction.
 """
+
 import argparse
 from pathlib import Path
 
@@ -39,8 +40,11 @@ def parse_args():
     add_image_arguments(parser)
     parser.add_argument('--batches', type=number(1), default=BATCHES, help=f'of images to look at (default: {BATCHES})')
     parser.add_argument('--validate', type=number(FEWEST), metavar='N', help='derive N plans of a single child; needs images')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read a file that holds more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read a file that holds more than weights; that can run code: only for files you trust',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     add_device_argument(parser)
     add_verbose_argument(parser)
@@ -63,14 +67,14 @@ def main():
         model = trained_model(args, cfg)
         images = find_images(args, cfg, model)
         batches = None if images is None else Images(images).take(args.batches * (2 if args.validate else 1))
-        redundancy = measure_redundancy(model, batches and batches[:args.batches], args.batches)
+        redundancy = measure_redundancy(model, batches and batches[: args.batches], args.batches)
         if not redundancy.pairs:
             raise UsageError(f'{type(model).__name__} has no two plain convs of equal kernel shape and groups to compare')
         launch.make_folder(args.out, '--out')
         print(pair_table(redundancy))
         trials = []
         if args.validate:
-            trials = list(validate(model, redundancy, batches[:args.batches], batches[args.batches:], args.validate))
+            trials = list(validate(model, redundancy, batches[: args.batches], batches[args.batches :], args.validate))
             print(trial_table(trials))
         for path in write_redundancy(args.out, redundancy, trials):
             print(f'wrote {path}')

@@ -7,6 +7,7 @@ Writes report.html (self-contained), report.md, report.csv, report.json and pare
 test's, else its last validation's; the table says which. Latency is what tools/compare.py measured in turns, where it
 did, else each run's own.
 """
+
 import argparse
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def main():
 
 def _facts(rows):
     devices = {row.get('device') for row in rows} - {None}
-    notes = {'own run': 'measured by each run at the end of its evaluation.',
-             'in turns': 'all variants of a comparison in one process, in turns.'}
+    notes = {
+        'own run': 'measured by each run at the end of its evaluation.',
+        'in turns': 'all variants of a comparison in one process, in turns.',
+    }
     kinds = {row.get('cost_from') for row in rows}
     facts = [f'Latency: test_step at the stated batch and size, {note}' for kind, note in notes.items() if kind in kinds]
     if len(facts) > 1:

@@ -1,4 +1,5 @@
 """Test a detector or a segmenter: scores and what they cost."""
+
 import argparse
 
 import _before_imports  # noqa: F401  (before torch)
@@ -55,7 +56,7 @@ def main():
     with one_line_errors(), quiet_output() as output:
         install_safe_loading(args.unsafe_checkpoint)
         cfg = prepare_config(args)
-        check_data(cfg, splits=('test', ), on_corrupt=args.corrupt_images)
+        check_data(cfg, splits=('test',), on_corrupt=args.corrupt_images)
         runner = launch.build_runner(cfg, output)
         launch.build_loops(runner, 'test')
         runner.test()

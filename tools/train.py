@@ -1,4 +1,5 @@
 """Train a detector or a segmenter from a config."""
+
 import argparse
 
 import _before_imports  # noqa: F401  (before torch)
@@ -25,12 +26,18 @@ def parse_args():
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the real batch size')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from this checkpoint, or from the newest whole one in the work dir')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or from the newest whole one in the work dir',
+    )
     parser.add_argument('--seed', type=seed, help='seed of the run')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms (slower on a GPU)')
-    parser.add_argument('--allow-partial-load', action='store_true',
-                        help='load_from a checkpoint of another head or backbone as far as it fits')
+    parser.add_argument(
+        '--allow-partial-load', action='store_true', help='load_from a checkpoint of another head or backbone as far as it fits'
+    )
     add_length_arguments(parser)
     add_distill_argument(parser)
     return parse_run_arguments(parser)

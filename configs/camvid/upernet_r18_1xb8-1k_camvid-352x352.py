@@ -1,8 +1,13 @@
 """UPerNet, static ResNet-18 (V1c stem), from scratch on CamVid (11 classes); minutes on one GPU.
-    python tools/train.py configs/camvid/upernet_r18_1xb8-1k_camvid-352x352.py
+python tools/train.py configs/camvid/upernet_r18_1xb8-1k_camvid-352x352.py
 """
-_base_ = ['mmseg::_base_/models/upernet_r50.py', '../_base_/datasets/camvid_semantic.py',
-          '../_base_/schedules/scratch_1k.py', 'mmseg::_base_/default_runtime.py']
+
+_base_ = [
+    'mmseg::_base_/models/upernet_r50.py',
+    '../_base_/datasets/camvid_semantic.py',
+    '../_base_/schedules/scratch_1k.py',
+    'mmseg::_base_/default_runtime.py',
+]
 
 norm_cfg = dict(type='BN', requires_grad=True)
 # ResNet with deep_stem is ResNetV1c; spelt this way a variant changes the backbone's type and nothing else
@@ -11,4 +16,5 @@ model = dict(
     data_preprocessor=dict(size=(352, 352)),
     backbone=dict(type='ResNet', deep_stem=True, depth=18, norm_cfg=norm_cfg),
     decode_head=dict(in_channels=[64, 128, 256, 512], num_classes=11, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=256, num_classes=11, norm_cfg=norm_cfg))
+    auxiliary_head=dict(in_channels=256, num_classes=11, norm_cfg=norm_cfg),
+)

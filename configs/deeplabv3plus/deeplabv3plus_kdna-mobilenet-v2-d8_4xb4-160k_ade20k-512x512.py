@@ -1,5 +1,6 @@
 """DeepLabV3+, KernelDNA MobileNetV2 1.0, output stride 8, ADE20K, 160 k iterations; about a day on 4 GPUs.
-    bash tools/dist_train.sh configs/deeplabv3plus/deeplabv3plus_kdna-mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
+bash tools/dist_train.sh configs/deeplabv3plus/deeplabv3plus_kdna-mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
 """
+
 _base_ = ['./deeplabv3plus_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py', '../_base_/mmkerneldna.py']
 model = dict(backbone=dict(type='KDNAMobileNetV2'))

@@ -1,4 +1,5 @@
 """DeepLabV3+, static MobileNetV2 1.0, output stride 8, ADE20K, 160 k iterations; about a day on 4 GPUs.
-    bash tools/dist_train.sh configs/deeplabv3plus/deeplabv3plus_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
+bash tools/dist_train.sh configs/deeplabv3plus/deeplabv3plus_mobilenet-v2-d8_4xb4-160k_ade20k-512x512.py 4
 """
+
 _base_ = 'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb4-160k_ade20k-512x512.py'

@@ -1,5 +1,6 @@
 """Faster R-CNN, KernelDNA MobileNetV2 1.0, FPN, COCO, 1x; about half a day on 8 GPUs.
-    bash tools/dist_train.sh configs/faster_rcnn/faster-rcnn_kdna-mobilenet-v2_fpn_1x_coco.py 8
+bash tools/dist_train.sh configs/faster_rcnn/faster-rcnn_kdna-mobilenet-v2_fpn_1x_coco.py 8
 """
+
 _base_ = ['./faster-rcnn_mobilenet-v2_fpn_1x_coco.py', '../_base_/mmkerneldna.py']
 model = dict(backbone=dict(type='KDNAMobileNetV2'))

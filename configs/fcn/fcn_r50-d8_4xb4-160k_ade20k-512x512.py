@@ -1,4 +1,5 @@
 """FCN, static ResNet-50, output stride 8, ADE20K, 160 k iterations; about a day on 4 GPUs.
-    bash tools/dist_train.sh configs/fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py 4
+bash tools/dist_train.sh configs/fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py 4
 """
+
 _base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py'

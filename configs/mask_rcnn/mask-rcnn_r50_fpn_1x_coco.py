@@ -1,4 +1,5 @@
 """Mask R-CNN, static ResNet-50, FPN, COCO, 1x; about half a day on 8 GPUs.
-    bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py 8
+bash tools/dist_train.sh configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py 8
 """
+
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'

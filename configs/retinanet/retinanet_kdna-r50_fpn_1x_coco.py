@@ -1,5 +1,6 @@
 """RetinaNet, KernelDNA ResNet-50, FPN, COCO, 1x; about half a day on 8 GPUs.
-    bash tools/dist_train.sh configs/retinanet/retinanet_kdna-r50_fpn_1x_coco.py 8
+bash tools/dist_train.sh configs/retinanet/retinanet_kdna-r50_fpn_1x_coco.py 8
 """
+
 _base_ = ['./retinanet_r50_fpn_1x_coco.py', '../_base_/mmkerneldna.py']
 model = dict(backbone=dict(type='KDNAResNet'))

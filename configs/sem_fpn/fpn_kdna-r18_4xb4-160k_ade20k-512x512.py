@@ -1,5 +1,6 @@
 """Semantic FPN, KernelDNA ResNet-18, ADE20K, 160 k iterations; about a day on 4 GPUs.
-    bash tools/dist_train.sh configs/sem_fpn/fpn_kdna-r18_4xb4-160k_ade20k-512x512.py 4
+bash tools/dist_train.sh configs/sem_fpn/fpn_kdna-r18_4xb4-160k_ade20k-512x512.py 4
 """
+
 _base_ = ['./fpn_r18_4xb4-160k_ade20k-512x512.py', '../_base_/mmkerneldna.py']
 model = dict(backbone=dict(type='KDNAResNet', deep_stem=True))

@@ -2,6 +2,7 @@
 
 KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., https://arxiv.org/abs/2503.23379
 """
+
 from collections.abc import Sequence
 
 from mmdet.models.backbones.mobilenet_v2 import MobileNetV2
@@ -39,31 +40,40 @@ class KDNAMobileNetV2(SharedKernelBackbone, MobileNetV2):
         ValueError: strides or dilations that are not 7 numbers.
         SharingPlanError: a plan that does not fit, or a frozen parent of a live child.
     """
+
     arch_settings: Sequence[Sequence[int]]
 
-    def __init__(self,
-                 widen_factor: float = 1.0,
-                 sharing: PlanLike | None = 'default',
-                 gate_cfg: dict | None = None,
-                 residual_rank: int | None = None,
-                 spatial_scale: bool | None = None,
-                 freeze_adapters: bool = False,
-                 allow_frozen_parent: bool = False,
-                 strides: Sequence[int] | None = None,
-                 dilations: Sequence[int] | None = None,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        widen_factor: float = 1.0,
+        sharing: PlanLike | None = 'default',
+        gate_cfg: dict | None = None,
+        residual_rank: int | None = None,
+        spatial_scale: bool | None = None,
+        freeze_adapters: bool = False,
+        allow_frozen_parent: bool = False,
+        strides: Sequence[int] | None = None,
+        dilations: Sequence[int] | None = None,
+        **kwargs,
+    ) -> None:
         if strides is not None:
             # Read by the upstream constructor, hence before it.
             self.arch_settings = [[*row[:3], s] for row, s in zip(self.arch_settings, self._seven('strides', strides))]
         super().__init__(widen_factor, **kwargs)
-        self._dilate(self._seven('dilations', dilations or (1, ) * 7))
+        self._dilate(self._seven('dilations', dilations or (1,) * 7))
         if 7 not in self.out_indices:
             del self.conv2
             self.layers.remove('conv2')
         if sharing is not None:
             sharing = resolve_plan(self, 'mobilenet_v2' if sharing == 'default' else sharing)
-        self._share(sharing, freeze_adapters, allow_frozen_parent, gate_cfg=gate_cfg, residual_rank=residual_rank,
-                    spatial_scale=spatial_scale)
+        self._share(
+            sharing,
+            freeze_adapters,
+            allow_frozen_parent,
+            gate_cfg=gate_cfg,
+            residual_rank=residual_rank,
+            spatial_scale=spatial_scale,
+        )
 
     @staticmethod
     def _seven(name: str, values: Sequence[int]) -> Sequence[int]:

@@ -53,26 +53,35 @@ class KDNAResNet(SharedKernelBackbone, ResNet):
         101: (Bottleneck, (3, 4, 23, 3)),
     }
 
-    def __init__(self,
-                 depth: int,
-                 sharing: PlanLike | None = 'default',
-                 gate_cfg: dict | None = None,
-                 residual_rank: int | None = None,
-                 spatial_scale: bool | None = None,
-                 freeze_adapters: bool = False,
-                 allow_frozen_parent: bool = False,
-                 stem_channels: int | None = None,
-                 base_channels: int = 64,
-                 norm_eval: bool = True,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        depth: int,
+        sharing: PlanLike | None = 'default',
+        gate_cfg: dict | None = None,
+        residual_rank: int | None = None,
+        spatial_scale: bool | None = None,
+        freeze_adapters: bool = False,
+        allow_frozen_parent: bool = False,
+        stem_channels: int | None = None,
+        base_channels: int = 64,
+        norm_eval: bool = True,
+        **kwargs,
+    ) -> None:
         if depth not in self.arch_settings:
             raise ValueError(f'KDNAResNet has no depth {depth}; it has {", ".join(map(str, self.arch_settings))}')
-        super().__init__(depth, stem_channels=stem_channels or base_channels, base_channels=base_channels,
-                         norm_eval=norm_eval, **kwargs)
+        super().__init__(
+            depth, stem_channels=stem_channels or base_channels, base_channels=base_channels, norm_eval=norm_eval, **kwargs
+        )
         if sharing is not None:
             sharing = self._default_plan() if sharing == 'default' else resolve_plan(self, sharing)
-        self._share(sharing, freeze_adapters, allow_frozen_parent, gate_cfg=gate_cfg, residual_rank=residual_rank,
-                    spatial_scale=spatial_scale)
+        self._share(
+            sharing,
+            freeze_adapters,
+            allow_frozen_parent,
+            gate_cfg=gate_cfg,
+            residual_rank=residual_rank,
+            spatial_scale=spatial_scale,
+        )
 
     def _default_plan(self):
         return get_plan(f'resnet{self.depth}').within([f'layer{i + 1}' for i in range(self.num_stages)])

@@ -1,4 +1,5 @@
 """Freezing in a net whose kernels are shared: stages freeze, adapters don't, and a kernel follows its owner."""
+
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -26,7 +27,8 @@ def check_frozen_parents(plan: SharingPlan, frozen: Sequence[str]) -> None:
         if parent.split('.')[0] in frozen and child.split('.')[0] not in frozen:
             raise SharingPlanError(
                 f"plan '{plan.name}': {child} would borrow a kernel that frozen_stages freezes ({parent}); lower "
-                'frozen_stages, share within a stage, or say allow_frozen_parent=True')
+                'frozen_stages, share within a stage, or say allow_frozen_parent=True'
+            )
 
 
 def thaw_adapters(module: nn.Module, frozen: Sequence[str], freeze_adapters: bool, norm_eval: bool) -> None:

@@ -7,6 +7,7 @@ The released nets (liyunsheng13/dcd, ``models/imagenet/resnet_dcd.py`` and ``mob
 (``pool_size=2`` with the basic blocks of ResNet-18 and 34) and of mmdet's ``MobileNetV2``. A layer there holds its static
 convolution under ``conv``, and its norms behind Q and Phi as ``bn1`` and ``bn2``.
 """
+
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,17 +42,18 @@ def convert_dcd(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: keys of neither net, or a net without dynamic layers.
     """
-    layers = {key[:-len('.fc_phi.weight')] for key in state_dict if key.endswith('.fc_phi.weight')}
+    layers = {key[: -len('.fc_phi.weight')] for key in state_dict if key.endswith('.fc_phi.weight')}
     layers = {layer for layer in layers if not layer.startswith('classifier')}
     if not layers:
-        raise ValueError('not a checkpoint of DCD: no layer has an fc_phi; a static checkpoint loads into the swapped net '
-                         'as it is')
+        raise ValueError(
+            'not a checkpoint of DCD: no layer has an fc_phi; a static checkpoint loads into the swapped net as it is'
+        )
     places, converted, foreign = _places(state_dict), {}, []
     for key, value in state_dict.items():
         if key.startswith(('classifier.', 'fc.')):
             continue
         place = next((p for p in _parents(key) if p in places), None)
-        inner = key[len(place) + 1:] if place else ''
+        inner = key[len(place) + 1 :] if place else ''
         name = _INSIDE.get(inner) if place in layers else inner
         if place is None or not name:
             foreign.append(key)
@@ -76,8 +78,10 @@ def _places(keys: Iterable[str]) -> dict[str, str]:
     resnet = re.compile(r'(conv1|bn1|layer\d\.\d+\.(?:conv\d|bn\d|downsample\.\d))\.')
     places = {found[1]: found[1] for found in map(resnet.match, keys) if found}
     if not {'conv1', 'bn1', 'layer4.0.conv1'} <= set(places):
-        raise ValueError('not a checkpoint of a released DCD net: expected the layers of resnet_dcd (conv1, layer1, ...) or '
-                         f'mobilenetv2_dcd (features), got {some(sorted({key.split(".")[0] for key in keys}))}')
+        raise ValueError(
+            'not a checkpoint of a released DCD net: expected the layers of resnet_dcd (conv1, layer1, ...) or '
+            f'mobilenetv2_dcd (features), got {some(sorted({key.split(".")[0] for key in keys}))}'
+        )
     return places
 
 

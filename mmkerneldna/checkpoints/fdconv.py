@@ -7,6 +7,7 @@ shortcuts are static. They become those of
     dict(type='DynamicConvs', module=dict(type='ResNet', depth=50), include=['layer*.conv*'],
          conv=dict(type='FDConv2d', num_experts=64, released=True))
 """
+
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ _RENAMED = {
 
 class Shape(NamedTuple):
     """Of a layer's kernel: k is square."""
+
     out_channels: int
     in_channels: int
     side: int
@@ -80,7 +82,7 @@ def convert_fdconv(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     converted = {key: value for key, value in state_dict.items() if not any(key.startswith(f'{layer}.') for layer in layers)}
     lost = []
     for layer in layers:
-        held = {key[len(layer) + 1:]: value for key, value in state_dict.items() if key.startswith(f'{layer}.')}
+        held = {key[len(layer) + 1 :]: value for key, value in state_dict.items() if key.startswith(f'{layer}.')}
         try:
             entries, left_out = _convert_layer(held, setting['num_experts'])
         except KeyError as error:
@@ -89,16 +91,19 @@ def convert_fdconv(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             raise ValueError(f'{layer}: {error}') from error
         converted.update({f'{layer}.{key}': value for key, value in entries.items()})
         lost.append(left_out)
-    print_log(f'FDConv: {len(layers)} layers for conv={setting}; left out of a spectrum at most {max(lost):.1e} of its norm',
-              logger='current')
+    print_log(
+        f'FDConv: {len(layers)} layers for conv={setting}; left out of a spectrum at most {max(lost):.1e} of its norm',
+        logger='current',
+    )
     return converted
 
 
 def _layers(state: Mapping[str, Tensor]) -> list:
-    layers = [key[:-len(_MARK)] for key in state if key.endswith(_MARK)]
+    layers = [key[: -len(_MARK)] for key in state if key.endswith(_MARK)]
     if not layers:
-        raise ValueError('not a checkpoint of FDConv: no layer has a KSM_Global; a static checkpoint loads into the swapped '
-                         'net as it is')
+        raise ValueError(
+            'not a checkpoint of FDConv: no layer has a KSM_Global; a static checkpoint loads into the swapped net as it is'
+        )
     return layers
 
 
@@ -108,7 +113,7 @@ def _convert_layer(held: dict[str, Tensor], num_groups: int) -> tuple[dict[str, 
     out_channels, in_channels = (len(held[f'KSM_Global.{head}.weight']) for head in ('filter_fc', 'channel_fc'))
     shape = Shape(out_channels, in_channels, math.isqrt(positions))
     if 'weight' in held:  # their convert_param=False
-        kernel, lost = held.pop('weight'), 0.
+        kernel, lost = held.pop('weight'), 0.0
     else:
         kernel, lost = _kernel(held.pop('dft_weight'), shape, num_groups)
     filters = held.pop('KSM_Local.conv.weight')
@@ -138,8 +143,10 @@ def _kernel(spectrum: Tensor, shape: Shape, num_groups: int) -> tuple[Tensor, fl
     """(1, C_out k, C_in k // 2 + 1, 2) -> (C_out, C_in, k, k), and what it loses relative to the spectrum's norm."""
     rows, cols = shape.matrix
     if spectrum.shape != (1, rows, cols // 2 + 1, 2):
-        raise ValueError(f'dft_weight has the shape {tuple(spectrum.shape)}, expected {(1, rows, cols // 2 + 1, 2)} of '
-                         'param_ratio=1 and param_reduction=1')
+        raise ValueError(
+            f'dft_weight has the shape {tuple(spectrum.shape)}, expected {(1, rows, cols // 2 + 1, 2)} of '
+            'param_ratio=1 and param_reduction=1'
+        )
     theirs = torch.view_as_complex(spectrum[0].contiguous()) * (min(shape[:2]) // 2)
     matrix = torch.fft.irfft2(theirs, s=(rows, cols))
     group = released_groups(rows, cols, num_groups)

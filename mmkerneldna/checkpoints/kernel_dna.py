@@ -5,6 +5,7 @@ hold the kernels of all their blocks. Adapters of a stage are stacked tensors th
 
 A renaming table maps an official prefix to ours; a slice table maps a stacked tensor to the children it belongs to.
 """
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ class Layout:
         slices (dict): official stacked tensor -> [our tensor], in the order of its first axis.
         dropped (tuple): official prefixes that a backbone has no place for (the classifier).
     """
+
     rename: dict[str, str] = field(default_factory=dict)
     slices: dict[str, list[str]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
@@ -36,12 +38,13 @@ class Layout:
 
 
 def _resnet18() -> Layout:
-    layout = Layout(dropped=('fc', ))
+    layout = Layout(dropped=('fc',))
     layout.rename = {name: name for name in ('conv1', 'bn1', 'layer1', 'layer2')}
     for stage in ('layer3', 'layer4'):
         children = [f'{stage}.0.conv2', f'{stage}.1.conv1', f'{stage}.2.conv1']
-        blocks = dict(conv1='0.conv1', bn1='0.bn1', downsample='0.downsample', conv2='1.conv2', bn2='1.bn2',
-                      conv3='2.conv2', bn3='2.bn2')
+        blocks = dict(
+            conv1='0.conv1', bn1='0.bn1', downsample='0.downsample', conv2='1.conv2', bn2='1.bn2', conv3='2.conv2', bn3='2.bn2'
+        )
         blocks.update({'bns.0': '0.bn2', 'bns.1': '1.bn1', 'bns.2': '2.bn1'})
         layout.rename.update({f'{stage}.{theirs}': f'{stage}.{ours}' for theirs, ours in blocks.items()})
         _stack(layout, stage, 'static_filter_attn', 'static_spatial_attn', children)
@@ -51,10 +54,12 @@ def _resnet18() -> Layout:
 
 
 def _resnet50() -> Layout:
-    layout = Layout(dropped=('fc', ))
+    layout = Layout(dropped=('fc',))
     layout.rename = {name: name for name in ('conv1', 'bn1', 'layer1', 'layer2')}
-    stages = (('layer3', 'kids', ['parents.0', 'parents.1', 'parents.2'], 'static_filter_attn'),
-              ('layer4', 'blocks', ['last_block'], 'static_filter_attn2'))
+    stages = (
+        ('layer3', 'kids', ['parents.0', 'parents.1', 'parents.2'], 'static_filter_attn'),
+        ('layer4', 'blocks', ['last_block'], 'static_filter_attn2'),
+    )
     for stage, kids, parents, filters in stages:
         _own_bottleneck(layout, f'{stage}.block0', f'{stage}.0')
         for i, parent in enumerate(parents):
@@ -90,7 +95,7 @@ _MOBILE_CONVS = (('pw1', 'bn1', 'expand_conv'), ('dw', 'bn2', 'depthwise_conv'),
 
 
 def _mobilenet_v2() -> Layout:
-    layout = Layout(dropped=('classifier', ))
+    layout = Layout(dropped=('classifier',))
     _conv_bn(layout, 'features.0.0', 'features.0.1', 'conv1')
     _conv_bn(layout, 'features.1.conv.0.0', 'features.1.conv.0.1', 'layer1.0.depthwise_conv')
     _conv_bn(layout, 'features.1.conv.1', 'features.1.conv.2', 'layer1.0.linear_conv')
@@ -163,8 +168,10 @@ def convert_official(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tens
     # Only the first block of a stage has a downsample branch.
     missing = [name for name in [*layout.rename, *layout.slices] if name not in used and 'downsample' not in name]
     if foreign or missing:
-        raise ValueError(f'not a checkpoint of the released {arch}: {len(foreign)} keys do not belong to it '
-                         f'({some(foreign)}), {len(missing)} layers are missing ({some(missing)})')
+        raise ValueError(
+            f'not a checkpoint of the released {arch}: {len(foreign)} keys do not belong to it '
+            f'({some(foreign)}), {len(missing)} layers are missing ({some(missing)})'
+        )
     return converted
 
 
@@ -182,4 +189,4 @@ def _translate(layout: Layout, key: str, value: Tensor, used: set):
     if not prefix:
         return None
     used.add(prefix)
-    return {layout.rename[prefix] + key[len(prefix):]: value}
+    return {layout.rename[prefix] + key[len(prefix) :]: value}

@@ -4,6 +4,7 @@ The released nets (OSVAI/KernelWarehouse, ``models/kw_resnet.py`` and ``models/k
 an ``attention`` in the place of each kernel and all warehouses in ``warehouse_manager.weights``. Here a warehouse belongs to
 the last layer that draws on it.
 """
+
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
         width: MobileNetV2's ``widen_factor``; 1 for ResNets.
         conv: config of the layers, for ``DynamicConvs``.
     """
+
     arch: str
     scale: str
     width: float
@@ -81,8 +83,10 @@ def kernelwarehouse_setting(state_dict: Mapping[str, Any]) -> Setting:
     for scale, options in PRESETS[arch].items():
         if _warehouse_shapes(convs, **options) == shapes:
             return Setting(arch, scale, width, dict(type='KWConv2d', **options))
-    raise ValueError(f'{arch} with warehouses of {shapes} is none of the published settings '
-                     f"({', '.join(PRESETS[arch])}): ResNets and MobileNetV2s of other depths or cells can't be converted")
+    raise ValueError(
+        f'{arch} with warehouses of {shapes} is none of the published settings '
+        f"({', '.join(PRESETS[arch])}): ResNets and MobileNetV2s of other depths or cells can't be converted"
+    )
 
 
 def _arch(state: Mapping[str, Tensor]) -> tuple[str, float]:
@@ -93,7 +97,7 @@ def _arch(state: Mapping[str, Tensor]) -> tuple[str, float]:
 
 def _backbone(arch: str, width: float) -> tuple[nn.Module, dict[str, nn.Conv2d]]:
     with torch.device('meta'):
-        net = MobileNetV2(widen_factor=width) if arch == 'mobilenet_v2' else ResNet(int(arch[len('resnet'):]))
+        net = MobileNetV2(widen_factor=width) if arch == 'mobilenet_v2' else ResNet(int(arch[len('resnet') :]))
     return net, {path: net.get_submodule(path) for path in match_convs(net, KWConv2d, None, ())}
 
 
@@ -101,8 +105,9 @@ def _warehouse_shapes(convs, budget=1, cell_in_ratio=1, cell_out_ratio=1, sharin
     shapes = []
     for paths in group_convs(convs, sharing).values():
         try:
-            plan = plan_warehouse({path: tuple(convs[path].weight.shape) for path in paths}, budget, cell_in_ratio,
-                                  cell_out_ratio)
+            plan = plan_warehouse(
+                {path: tuple(convs[path].weight.shape) for path in paths}, budget, cell_in_ratio, cell_out_ratio
+            )
         except ValueError:  # a preset that this width does not allow is not the one
             return None
         shapes.append((plan.num_cells, *plan.cell_shape))
@@ -119,7 +124,7 @@ def _rename(state: Mapping[str, Tensor], arch: str, owners: list[str]) -> dict[s
             converted[f'{owners[_warehouse_index(key)]}.warehouse.cells'] = value.reshape(value.shape[:3])
             continue
         prefix = next((p for p in prefixes if key.startswith(p + '.')), '')
-        renamed = prefixes[prefix] + key[len(prefix):] if prefix else key
+        renamed = prefixes[prefix] + key[len(prefix) :] if prefix else key
         converted[renamed.replace('.attention.norm1.', '.attention.norm.')] = value
     return converted
 
@@ -132,8 +137,10 @@ def _expected_keys(net: nn.Module, layers: Mapping[str, nn.Module]) -> set:
 def _check(converted: Mapping[str, Tensor], expected: set) -> None:
     missing, foreign = sorted(expected - set(converted)), sorted(set(converted) - expected)
     if missing or foreign:
-        raise ValueError(f'not a released KernelWarehouse checkpoint: {len(missing)} keys are missing ({missing[:3]} ...), '
-                         f'{len(foreign)} do not belong to it ({foreign[:3]} ...)')
+        raise ValueError(
+            f'not a released KernelWarehouse checkpoint: {len(missing)} keys are missing ({missing[:3]} ...), '
+            f'{len(foreign)} do not belong to it ({foreign[:3]} ...)'
+        )
 
 
 def _warehouse_index(key: str) -> int:

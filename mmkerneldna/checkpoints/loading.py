@@ -1,4 +1,5 @@
 """Where mmengine loads checkpoints: read safely, fetched or found, and told plainly when they are of another architecture."""
+
 import os
 import re
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class Mismatch:
         shapes (dict): key -> (shape in the model, shape in the checkpoint).
         total (int): keys of the model.
     """
+
     missing: list[str]
     unexpected: list[str]
     shapes: dict[str, tuple[tuple, tuple]]
@@ -50,10 +52,15 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.shapes)
 
     def __str__(self) -> str:
-        kinds = [('missing in it', self.missing), ('unexpected in it', self.unexpected),
-                 ('of another shape', [f'{k} (model {m}, checkpoint {c})' for k, (m, c) in self.shapes.items()])]
-        lines = [f'of the {self.total} entries of the model {len(self.missing)} are missing and {len(self.shapes)} '
-                 f'have another shape; {len(self.unexpected)} entries are unexpected']
+        kinds = [
+            ('missing in it', self.missing),
+            ('unexpected in it', self.unexpected),
+            ('of another shape', [f'{k} (model {m}, checkpoint {c})' for k, (m, c) in self.shapes.items()]),
+        ]
+        lines = [
+            f'of the {self.total} entries of the model {len(self.missing)} are missing and {len(self.shapes)} '
+            f'have another shape; {len(self.unexpected)} entries are unexpected'
+        ]
         return '\n'.join(lines + [_listing(title, keys) for title, keys in kinds if keys])
 
 
@@ -67,8 +74,7 @@ def compare_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor])
 
     BatchNorm's ``num_batches_tracked`` may lack (old files do); a ``module.`` prefix is taken off.
     """
-    theirs = {re.sub(r'^module\.', '', key): tuple(value.shape) for key, value in state_dict.items()
-              if hasattr(value, 'shape')}
+    theirs = {re.sub(r'^module\.', '', key): tuple(value.shape) for key, value in state_dict.items() if hasattr(value, 'shape')}
     ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = [key for key in ours if key not in theirs and not key.endswith('num_batches_tracked')]
     shapes = {key: (shape, theirs[key]) for key, shape in ours.items() if key in theirs and theirs[key] != shape}

@@ -6,8 +6,12 @@ BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 def mobilenet_prefixes() -> dict[str, str]:
     """Their prefix -> mmdet's, for every convolution and norm (``features.2.conv.0.0`` -> ``layer2.0.expand_conv.conv``)."""
-    prefixes = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn', 'features.18.0': 'conv2.conv',
-                'features.18.1': 'conv2.bn'}
+    prefixes = {
+        'features.0.0': 'conv1.conv',
+        'features.0.1': 'conv1.bn',
+        'features.18.0': 'conv2.conv',
+        'features.18.1': 'conv2.bn',
+    }
     places = [(stage, block) for stage, blocks in enumerate(BLOCKS, start=1) for block in range(blocks)]
     for position, (stage, block) in enumerate(places, start=1):
         # the first block has no expansion

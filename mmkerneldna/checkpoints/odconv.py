@@ -7,6 +7,7 @@ The released nets (OSVAI/ODConv, ``models/od_resnet.py`` and ``models/od_mobilen
 and of ``MobileNetV2`` of mmdet (widths 0.5, 0.75 and 1.0 have the same names). ``num_experts`` is the ``kernel_num``
 they were trained with, and shows in the shape of the ``weight`` of any dynamic layer.
 """
+
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,15 +33,16 @@ def convert_odconv(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     rename = _renaming(state_dict)
     if not any('.attention.' in key for key in state_dict):
-        raise ValueError('not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the '
-                         'swapped net as it is')
+        raise ValueError(
+            'not a checkpoint of ODConv: it has no attention layers; a static checkpoint loads into the swapped net as it is'
+        )
     converted, foreign = {}, []
     for key, value in state_dict.items():
         prefix = next((p for p in rename if key.startswith(p + '.')), None)
         if prefix is None:
             foreign.append(key)
         elif rename[prefix]:
-            converted[rename[prefix] + key[len(prefix):].replace('.attention.bn.', '.attention.norm.')] = value
+            converted[rename[prefix] + key[len(prefix) :].replace('.attention.bn.', '.attention.norm.')] = value
     if foreign:
         raise ValueError(f'{len(foreign)} keys belong to no layer of the released nets: {some(foreign)}')
     return converted
@@ -53,5 +55,7 @@ def _renaming(keys: Iterable[str]) -> dict[str, str]:
         return {**{name: name for name in ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}, 'fc': ''}
     if 'features' in heads:
         return {**mobilenet_prefixes(), 'classifier': ''}
-    raise ValueError('not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) '
-                     f'or od_mobilenetv2 (features), got {some(sorted(heads))}')
+    raise ValueError(
+        'not a checkpoint of a released ODConv net: expected the layers of od_resnet (conv1, layer1, ...) '
+        f'or od_mobilenetv2 (features), got {some(sorted(heads))}'
+    )

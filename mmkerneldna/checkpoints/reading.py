@@ -3,6 +3,7 @@
 Trainers nest the weights, prefix their names, keep a second, averaged set beside them or store half precision. Whatever takes
 a checkpoint of somebody else's net reads it through :func:`plain_state_dict` or :func:`backbone_state_dict`.
 """
+
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -43,8 +44,10 @@ def plain_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkpoin
     """
     state = _tensors(_unwrap(checkpoint))
     if not state:
-        raise CheckpointError(f'{source} holds no weights, only {some(checkpoint)}; expected a state dict, or a dict with one '
-                              f"under {', '.join(map(repr, WRAPPERS))}")
+        raise CheckpointError(
+            f'{source} holds no weights, only {some(checkpoint)}; expected a state dict, or a dict with one '
+            f'under {", ".join(map(repr, WRAPPERS))}'
+        )
     state = _in_fp32(_without_averages({_PREFIXES.sub('', key): value for key, value in state.items()}), source)
     check_finite(state, source)
     return state
@@ -71,7 +74,7 @@ def backbone_state_dict(checkpoint: Mapping[str, Any], source: str = 'the checkp
 
 def split_backbone(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The backbone's entries, without their prefix ``backbone.``, and all others; where none has it, all are the backbone's."""
-    backbone = {key[len(_BACKBONE):]: value for key, value in state.items() if key.startswith(_BACKBONE)}
+    backbone = {key[len(_BACKBONE) :]: value for key, value in state.items() if key.startswith(_BACKBONE)}
     if not backbone:
         return dict(state), {}
     return backbone, {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
@@ -109,8 +112,10 @@ def check_finite(state: Mapping[str, Any], source: str, parameters: Collection[s
     """
     broken = [key for key, value in _tensors(state).items() if _diverged(value, key in parameters)]
     if broken:
-        raise CheckpointError(f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
-                              f'infinite numbers ({some(broken)}); take an earlier checkpoint')
+        raise CheckpointError(
+            f'{source} is of a training that diverged: {len(broken)} of {len(state)} entries hold NaN or '
+            f'infinite numbers ({some(broken)}); take an earlier checkpoint'
+        )
 
 
 def _diverged(value: Tensor, learned: bool) -> bool:
@@ -137,7 +142,7 @@ def _without_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     plain = {key for key in state if not key.startswith(_EMA)}
     covered = plain | {key.replace('.', '_') for key in plain}
-    kept = {key: value for key, value in state.items() if key in plain or key[len(_EMA):] not in covered}
+    kept = {key: value for key, value in state.items() if key in plain or key[len(_EMA) :] not in covered}
     return {key.removeprefix(_EMA): value for key, value in kept.items()}
 
 

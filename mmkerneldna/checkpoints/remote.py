@@ -4,6 +4,7 @@
 keeps in tables. torchvision itself is asked for names of its newer weights only, where it is installed. A file that was
 copied by hand into the folder that torch downloads to is as good as a download.
 """
+
 import difflib
 import importlib.util
 import os
@@ -26,7 +27,7 @@ from .safe_reading import read_checkpoint
 WEB = ('http://', 'https://')
 TORCHVISION = ('torchvision://', 'modelzoo://')
 OPENMMLAB = ('open-mmlab://', 'openmmlab://')
-MMCLS = ('mmcls://', )
+MMCLS = ('mmcls://',)
 PREFIXES = (*WEB, *TORCHVISION, *OPENMMLAB, *MMCLS)
 
 
@@ -132,7 +133,9 @@ def _download(name: str, url: str, file_name: str) -> Path:
         torch.hub.download_url_to_file(url, str(folder / file_name), progress=False)
     except (OSError, HTTPException, ValueError) as error:  # network, disk; an answer cut short; an address that is none
         cause = ' '.join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f'checkpoint {name} is not on this machine and can\'t be fetched ({cause}): download {url} where '
-                              f'there is a network, and put the file {file_name} into {folder}; or name a file in place of '
-                              f'{name}') from error
+        raise CheckpointError(
+            f"checkpoint {name} is not on this machine and can't be fetched ({cause}): download {url} where "
+            f'there is a network, and put the file {file_name} into {folder}; or name a file in place of '
+            f'{name}'
+        ) from error
     return folder / file_name

@@ -5,6 +5,7 @@ stores its message hub and numpy numbers next to the weights, and falls back to 
 Here exactly these types are let through, with the ``argparse.Namespace`` of settings that many trainers store, and nothing
 falls back.
 """
+
 import argparse
 import os
 import pickle
@@ -45,8 +46,10 @@ def read_checkpoint(path: str, map_location='cpu', unsafe: bool = False) -> dict
     except Exception as error:  # bytes that are no pickle make an unpickler raise anything
         raise CheckpointError(_damage(path, f'{type(error).__name__}: {error}')) from error
     if not isinstance(held, Mapping):
-        raise CheckpointError(f'checkpoint {path} holds a {type(held).__name__}; expected a state dict, or a dict with one '
-                              "under 'state_dict' or 'model'")
+        raise CheckpointError(
+            f'checkpoint {path} holds a {type(held).__name__}; expected a state dict, or a dict with one '
+            "under 'state_dict' or 'model'"
+        )
     return cast(dict, held)
 
 
@@ -58,8 +61,10 @@ def _refusal(path: str, reason: str) -> str:
     held = re.search(r'GLOBAL (\S+)', reason)
     if held is None:
         return _damage(path, re.sub(r'.*WeightsUnpickler error: ', '', reason, flags=re.DOTALL))
-    return (f'checkpoint {path} holds {held.group(1)} besides weights, and unpickling that can run code; if you trust '
-            'its author, allow it with --unsafe-checkpoint')
+    return (
+        f'checkpoint {path} holds {held.group(1)} besides weights, and unpickling that can run code; if you trust '
+        'its author, allow it with --unsafe-checkpoint'
+    )
 
 
 def _history_method(owner: type, name: str):
@@ -72,5 +77,14 @@ def _history_method(owner: type, name: str):
 def _safe_globals() -> list:
     dtypes = {type(np.dtype(t)) for t in (bool, 'u1', 'i1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8')}
     core: Any = np._core  # type: ignore[attr-defined]  # private, so numpy's stubs leave it out
-    return [argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), slice, np.ndarray, np.dtype, *dtypes,
-            core.multiarray._reconstruct, core.multiarray.scalar]
+    return [
+        argparse.Namespace,
+        HistoryBuffer,
+        (_history_method, 'builtins.getattr'),
+        slice,
+        np.ndarray,
+        np.dtype,
+        *dtypes,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+    ]

@@ -1,4 +1,5 @@
 """The generated shapes data set and checks of any data set before training."""
+
 from ..errors import DataError
 from .checks import check_data
 from .data_root import override_data_root
@@ -8,6 +9,14 @@ from .shapes_chance import chance_scores
 from .shapes_dataset import ShapesDetDataset, ShapesSegDataset
 
 __all__ = [
-    'SHAPES_CLASSES', 'DataError', 'ShapesDetDataset', 'ShapesSegDataset', 'ShapesSpec', 'chance_scores', 'check_data',
-    'describe_shapes', 'generate_shapes', 'override_data_root'
+    'SHAPES_CLASSES',
+    'DataError',
+    'ShapesDetDataset',
+    'ShapesSegDataset',
+    'ShapesSpec',
+    'chance_scores',
+    'check_data',
+    'describe_shapes',
+    'generate_shapes',
+    'override_data_root',
 ]

@@ -1,4 +1,5 @@
 """Entries of a COCO file one by one: what would corrupt a training is refused, what mmdet drops is counted and listed."""
+
 import logging
 import math
 from collections import defaultdict
@@ -13,8 +14,11 @@ from .image_checks import listing
 
 #: pixels; no coordinate of a real image is beyond, and a loss overflows on much larger ones
 _LARGEST = 10**6
-_NEEDED = dict(images=('id', 'file_name', 'height', 'width'), categories=('id', 'name'),
-               annotations=('id', 'image_id', 'category_id', 'bbox', 'area'))
+_NEEDED = dict(
+    images=('id', 'file_name', 'height', 'width'),
+    categories=('id', 'name'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+)
 
 
 class _Refusals:
@@ -42,8 +46,9 @@ def check_entries(coco: dict, where: str, path: str) -> None:
         for index, entry in enumerate(coco[kind]):
             lacking = [key for key in keys if not isinstance(entry, dict) or entry.get(key) is None]
             if lacking:
-                refuse(f'{kind}[{index}] is {_short(entry)} and has no {listing(lacking)}; expected an object with '
-                       f'{listing(keys)}')
+                refuse(
+                    f'{kind}[{index}] is {_short(entry)} and has no {listing(lacking)}; expected an object with {listing(keys)}'
+                )
         _check_ids(coco[kind], kind, refuse)
     names = [category['name'] for category in coco['categories']]
     twice = [name for index, name in enumerate(names) if name in names[:index]]
@@ -106,8 +111,7 @@ def _report(dropped: dict[str, list[str]], total: int, refuse: _Refusals) -> Non
     reasons = '; '.join(f'{len(entries)} {why} (annotation {listing(entries, 3)})' for why, entries in dropped.items())
     if count == total:
         refuse(f'none of its {total} annotations can be used: {reasons}')
-    print_log(f'{refuse.start}: {count} of {total} annotations are dropped: {reasons}', logger='current',
-              level=logging.WARNING)
+    print_log(f'{refuse.start}: {count} of {total} annotations are dropped: {reasons}', logger='current', level=logging.WARNING)
 
 
 def _check_values(annotation: dict, refuse: _Refusals) -> None:
@@ -116,8 +120,10 @@ def _check_values(annotation: dict, refuse: _Refusals) -> None:
             refuse(f'annotation {annotation["id"]} has the {key} {_short(annotation[key])}; expected a number')
     box = annotation['bbox']
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):
-        refuse(f'annotation {annotation["id"]} has the box {_short(box)}; expected [x, y, width, height], four finite numbers '
-               'of pixels: correct or remove it')
+        refuse(
+            f'annotation {annotation["id"]} has the box {_short(box)}; expected [x, y, width, height], four finite numbers '
+            'of pixels: correct or remove it'
+        )
     if not isinstance(annotation['area'], Real) or not math.isfinite(annotation['area']):
         refuse(f'annotation {annotation["id"]} has the area {_short(annotation["area"])}; expected a finite number of pixels')
 
@@ -146,17 +152,23 @@ def _mask_reason(annotation: dict, image: dict, refuse: _Refusals) -> tuple[str,
     """Why mmdet ignores the object of a mask."""
     mask: Any = annotation.get('segmentation')
     if not mask or not isinstance(mask, (list, dict)):
-        refuse(f'annotation {annotation["id"]} has the segmentation {_short(mask)}, and masks are trained; add polygons or an '
-               'RLE, or remove the annotation')
+        refuse(
+            f'annotation {annotation["id"]} has the segmentation {_short(mask)}, and masks are trained; add polygons or an '
+            'RLE, or remove the annotation'
+        )
     if isinstance(mask, dict):
         if list(mask.get('size', ())) != [image['height'], image['width']]:
-            refuse(f'annotation {annotation["id"]} has an RLE of size {mask.get("size")}, and its image is '
-                   f'[{image["height"]}, {image["width"]}]')
+            refuse(
+                f'annotation {annotation["id"]} has an RLE of size {mask.get("size")}, and its image is '
+                f'[{image["height"]}, {image["width"]}]'
+            )
         return None if mask.get('counts') else ('without counts in their RLE', _short(mask))
     for polygon in mask:
         if not isinstance(polygon, list) or not all(map(_is_coordinate, polygon)):
-            refuse(f'annotation {annotation["id"]} has the polygon {_short(polygon)}; expected [x0, y0, x1, y1, ...], finite '
-                   'numbers of pixels: correct or remove it')
+            refuse(
+                f'annotation {annotation["id"]} has the polygon {_short(polygon)}; expected [x0, y0, x1, y1, ...], finite '
+                'numbers of pixels: correct or remove it'
+            )
     if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
         return 'without a polygon of three points', _short(mask)
     return None

@@ -1,4 +1,5 @@
 """``check_data``: look at the data of a config before training starts, and say in one line what is wrong."""
+
 import json
 import os
 import os.path as osp
@@ -82,8 +83,10 @@ def _check_leaf(cfg: Config, split: str, where: str, leaf: dict, on_corrupt: str
         print_log(f'{where}: no data check for {type(dataset).__name__}', logger='current')
         return []
     if faults and on_corrupt == 'fatal':
-        raise DataError(f'{where}: {len(faults)} images cannot be used: {_described(faults)}. Fix or remove them, or '
-                        'leave them out with --corrupt-images skip')
+        raise DataError(
+            f'{where}: {len(faults)} images cannot be used: {_described(faults)}. Fix or remove them, or '
+            'leave them out with --corrupt-images skip'
+        )
     if faults:
         print_log(f'{where}: leaving out {len(faults)} images: {_described(faults)}', logger='current')
         leaf['ann_file'] = write_without(dataset, where, faults, _check_folder(cfg))
@@ -96,14 +99,17 @@ def _check_generated(dataset, where: str) -> None:
     generated = isinstance(dataset, (ShapesDetDataset, ShapesSegDataset))
     root = (dataset.data_root or '').rstrip('/')
     if generated and root and not osp.isdir(root):
-        raise DataError(f'{where}: the generated shapes set {root} does not exist: make it with `python '
-                        f'tools/make_shapes.py --data-root {shlex.quote(root)}`, or name its place by --cfg-options '
-                        'data_root=DIR')
+        raise DataError(
+            f'{where}: the generated shapes set {root} does not exist: make it with `python '
+            f'tools/make_shapes.py --data-root {shlex.quote(root)}`, or name its place by --cfg-options '
+            'data_root=DIR'
+        )
 
 
 def _described(faults: dict[str, str]) -> str:
-    return listing([f'{path}: {fault}' if fault.startswith('its mask') else f'{path} is {fault}'
-                    for path, fault in faults.items()])
+    return listing(
+        [f'{path}: {fault}' if fault.startswith('its mask') else f'{path} is {fault}' for path, fault in faults.items()]
+    )
 
 
 def _redirect_evaluators(cfg: Config, split: str, old: str, new: str) -> None:
@@ -131,8 +137,11 @@ def _write_coco_without(dataset, where: str, faults: dict[str, str], folder: str
 
 def _write_list_without(dataset, where: str, faults: dict[str, str], folder: str) -> str:
     root = dataset.data_prefix['img_path']
-    names = [osp.relpath(item['img_path'], root)[:-len(dataset.img_suffix)]
-             for item in dataset.load_data_list() if item['img_path'] not in faults]
+    names = [
+        osp.relpath(item['img_path'], root)[: -len(dataset.img_suffix)]
+        for item in dataset.load_data_list()
+        if item['img_path'] not in faults
+    ]
     if not names:
         raise DataError(f'{where}: no image is left of {root} without the bad ones')
     return _write(osp.join(folder, f'{where}.txt'), '\n'.join(names) + '\n')
@@ -156,5 +165,7 @@ def _check_evaluators(cfg: Config, split: str) -> None:
     for evaluator in _evaluators(cfg, split):
         path = evaluator.get('ann_file')
         if path and not fileio.exists(path, backend_args=evaluator.get('backend_args')):
-            raise DataError(f'{split}: annotation file {path} of evaluator {evaluator["type"]} does not exist; set '
-                            f"{split}_evaluator's ann_file to that of {split}_dataloader")
+            raise DataError(
+                f'{split}: annotation file {path} of evaluator {evaluator["type"]} does not exist; set '
+                f"{split}_evaluator's ann_file to that of {split}_dataloader"
+            )

@@ -1,4 +1,5 @@
 """Checks of COCO-style detection data: the files, the categories against the config's classes, the images."""
+
 import difflib
 import json
 import logging
@@ -20,8 +21,9 @@ def load_coco(path: str, where: str, backend_args=None) -> dict:
         DataError: missing, no JSON, or without images, annotations or categories.
     """
     if not fileio.exists(path, backend_args=backend_args):
-        raise DataError(f'{where}: annotation file {path} does not exist; set ann_file (and data_root) to the COCO '
-                        'JSON of this split')
+        raise DataError(
+            f'{where}: annotation file {path} does not exist; set ann_file (and data_root) to the COCO JSON of this split'
+        )
     try:
         coco = json.loads(fileio.get_text(path, backend_args=backend_args))
     except OSError as error:
@@ -31,8 +33,7 @@ def load_coco(path: str, where: str, backend_args=None) -> dict:
     keys = ('images', 'annotations', 'categories')
     missing = [key for key in keys if not isinstance(coco, dict) or key not in coco]
     if missing:
-        raise DataError(f'{where}: annotation file {path} has no {listing(missing)}; expected a COCO JSON with '
-                        f'{listing(keys)}')
+        raise DataError(f'{where}: annotation file {path} has no {listing(missing)}; expected a COCO JSON with {listing(keys)}')
     return coco
 
 
@@ -46,22 +47,31 @@ def check_categories(names: Sequence[str], classes: Sequence[str], where: str, p
         DataError: a class has no category; lists both directions and the nearest names.
     """
     if isinstance(classes, str):
-        raise DataError(f"{where}: metainfo classes is the string '{classes}', expected a tuple: write "
-                        f"classes=('{classes}', ) with the comma")
+        raise DataError(
+            f"{where}: metainfo classes is the string '{classes}', expected a tuple: write "
+            f"classes=('{classes}', ) with the comma"
+        )
     absent = [name for name in classes if name not in names]
     unused = [name for name in names if name not in classes]
     if absent:
-        raise DataError(f'{where}: {len(absent)} of the {len(classes)} classes of the config are no category of '
-                        f'{path}: {listing(_with_nearest(absent, names))}. Categories that are no class of the config: '
-                        f"{listing(unused)}. Set metainfo=dict(classes=...) of the data set to the file's names")
+        raise DataError(
+            f'{where}: {len(absent)} of the {len(classes)} classes of the config are no category of '
+            f'{path}: {listing(_with_nearest(absent, names))}. Categories that are no class of the config: '
+            f"{listing(unused)}. Set metainfo=dict(classes=...) of the data set to the file's names"
+        )
     if unused:
-        print_log(f'{where}: {len(unused)} categories of {path} are not trained, the config does not name them: '
-                  f'{listing(unused)}', logger='current')
+        print_log(
+            f'{where}: {len(unused)} categories of {path} are not trained, the config does not name them: {listing(unused)}',
+            logger='current',
+        )
     numbered = [name for name in names if name in classes]
     if numbered != list(classes):
-        print_log(f'{where}: mmdet numbers the classes as {path} lists them ({listing(numbered)}), the config lists '
-                  f'{listing(classes)}: scores are right, names under drawn boxes are not; take the order of the file',
-                  logger='current', level=logging.WARNING)
+        print_log(
+            f'{where}: mmdet numbers the classes as {path} lists them ({listing(numbered)}), the config lists '
+            f'{listing(classes)}: scores are right, names under drawn boxes are not; take the order of the file',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _with_nearest(absent: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -92,8 +102,10 @@ def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> dict[str, 
     names = [category['name'] for category in coco['categories']]
     check_categories(names, dataset.metainfo['classes'], where, dataset.ann_file)
     if not coco['images'] or not coco['annotations']:
-        raise DataError(f'{where}: {dataset.ann_file} holds {len(coco["images"])} images and '
-                        f'{len(coco["annotations"])} annotations; expected at least one of each')
+        raise DataError(
+            f'{where}: {dataset.ann_file} holds {len(coco["images"])} images and '
+            f'{len(coco["annotations"])} annotations; expected at least one of each'
+        )
     with_mask = any(step.get('with_mask') for step in pipeline if isinstance(step, dict))
     check_annotations(coco, where, dataset.ann_file, with_mask)
     return _image_faults(dataset, coco['images'], where)
@@ -102,8 +114,10 @@ def check_coco(dataset, where: str, pipeline: Sequence[dict] = ()) -> dict[str, 
 def _image_faults(dataset, images: list[dict], where: str) -> dict[str, str]:
     folder = dataset.data_prefix['img']
     if not fileio.isdir(folder, backend_args=dataset.backend_args):
-        raise DataError(f"{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) "
-                        f'to the folder of the {len(images)} images that {dataset.ann_file} names')
+        raise DataError(
+            f'{where}: image folder {folder} does not exist; set data_prefix=dict(img=...) (and data_root) '
+            f'to the folder of the {len(images)} images that {dataset.ann_file} names'
+        )
     stated = {osp.join(folder, image['file_name']): (image['width'], image['height']) for image in images}
     check_inside(list(stated), (folder, dataset.data_root), where, dataset.ann_file)
     paths = spread(list(stated), f'images of {where}')

@@ -1,4 +1,5 @@
 """Point a whole config to data that lie elsewhere."""
+
 import os.path as osp
 from typing import Any
 
@@ -18,8 +19,10 @@ def override_data_root(cfg: Config, root: str) -> None:
     """
     old = cfg.get('data_root')
     if not isinstance(old, str):
-        raise DataError(f'cannot move the data root to {root}: {cfg.filename or "the config"} defines no data_root; '
-                        'override the paths of its dataloaders and evaluators instead')
+        raise DataError(
+            f'cannot move the data root to {root}: {cfg.filename or "the config"} defines no data_root; '
+            'override the paths of its dataloaders and evaluators instead'
+        )
     for key in list(cfg.keys()):
         if key.endswith(('_dataloader', '_evaluator')):
             cfg[key] = _rebased(cfg[key], old, root)
@@ -32,5 +35,5 @@ def _rebased(value: Any, old: str, new: str) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_rebased(child, old, new) for child in value)
     if isinstance(value, str) and (value.rstrip('/') + '/').startswith(old.rstrip('/') + '/'):
-        return osp.join(new, value[len(old.rstrip('/')):].lstrip('/'))
+        return osp.join(new, value[len(old.rstrip('/')) :].lstrip('/'))
     return value

@@ -1,4 +1,5 @@
 """Read images to find the bad ones, and take part of lists that are too long to be read whole."""
+
 import io
 import os.path as osp
 import warnings
@@ -31,6 +32,7 @@ def spread(items: Sequence[Item], what: str, limit: int | None = None) -> list[I
 
 class Reading(NamedTuple):
     """What reading an image gave: what is wrong with it, or its (width, height) in pixels, upright as training sees it."""
+
     fault: str | None
     size: tuple[int, int] | None = None
 
@@ -107,8 +109,10 @@ def check_inside(paths: Sequence[str], roots: Sequence[str], where: str, stated_
     roots = [osp.normpath(root) for root in roots if root]
     outside = [path for path in paths if not any(_is_below(osp.normpath(path), root) for root in roots)]
     if outside:
-        raise DataError(f'{where}: {len(outside)} file names in {stated_in} leave the data set, {" and ".join(roots)}: '
-                        f'{listing(outside, 3)}; write them relative to the image folder')
+        raise DataError(
+            f'{where}: {len(outside)} file names in {stated_in} leave the data set, {" and ".join(roots)}: '
+            f'{listing(outside, 3)}; write them relative to the image folder'
+        )
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -11,6 +11,7 @@ learned, so label 0 stays: seven classes for a segmenter, ``reduce_zero_label=Fa
 labels.
 ``image['case']`` names the hard case an image was made for and ``annotation['visibility']`` the visible share.
 """
+
 import hashlib
 import json
 import shutil
@@ -46,6 +47,7 @@ class ShapesSpec:
         min_side: smallest image side in pixels, at least 96.
         max_side: largest image side in pixels.
     """
+
     seed: int = 0
     train_images: int = 320
     val_images: int = 80
@@ -54,8 +56,7 @@ class ShapesSpec:
 
     def __post_init__(self):
         if min(self.train_images, self.val_images) < 1 or not 96 <= self.min_side <= self.max_side:
-            raise DataError(f'cannot generate {self}: expected at least one image in each split and '
-                            '96 <= min_side <= max_side')
+            raise DataError(f'cannot generate {self}: expected at least one image in each split and 96 <= min_side <= max_side')
 
 
 def hard_cases(count: int) -> list[str]:
@@ -67,9 +68,11 @@ def hard_cases(count: int) -> list[str]:
     return cases
 
 
-def generate_shapes(root: str | Path,
-                    spec: ShapesSpec = ShapesSpec(),
-                    track: Callable[[Iterable, str], Iterable] = lambda images, description: images) -> Path:
+def generate_shapes(
+    root: str | Path,
+    spec: ShapesSpec = ShapesSpec(),
+    track: Callable[[Iterable, str], Iterable] = lambda images, description: images,
+) -> Path:
     """Write the data set, or keep the identical one that is there.
 
     Everything is written to a temporary folder beside ``root`` which is renamed at the end: ``root`` is either
@@ -120,8 +123,9 @@ def _check_identical(root: Path, spec: ShapesSpec) -> None:
         raise DataError(f'{root} holds another shapes set: {", ".join(differing)}; {fix}')
     for split in SPLITS:
         if not _annotations(root, split).is_file() or split_digest(root, split) != digests[split]:
-            raise DataError(f'{root} is damaged: the {split} annotations or their number of images are not what was '
-                            f'generated; {fix}')
+            raise DataError(
+                f'{root} is damaged: the {split} annotations or their number of images are not what was generated; {fix}'
+            )
 
 
 def _annotations(root: Path, split: str) -> Path:
@@ -154,7 +158,8 @@ def _write_split(root: Path, split: str, spec: ShapesSpec, track: Callable) -> s
         info=dict(description=f'generated shapes, {split}, seed {spec.seed}, version {_VERSION}'),
         categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
         images=[],
-        annotations=[])
+        annotations=[],
+    )
     for index, case in enumerate(track(cases, f'shapes, {split}')):
         rng = np.random.RandomState([spec.seed, SPLITS.index(split), index])
         height, width = rng.randint(spec.min_side, spec.max_side + 1, 2)
@@ -192,7 +197,8 @@ def _annotation(instance: Instance, annotation_id: int, image_id: int) -> dict:
         area=int(instance.mask.sum()),
         segmentation=mask_to_polygons(instance.mask),
         iscrowd=0,
-        visibility=round(instance.visibility, 4))
+        visibility=round(instance.visibility, 4),
+    )
 
 
 def describe_shapes(root: str | Path) -> dict[str, dict[str, int]]:
@@ -205,6 +211,7 @@ def describe_shapes(root: str | Path) -> dict[str, dict[str, int]]:
     for split in SPLITS:
         coco = json.loads(_annotations(Path(root), split).read_text())
         cases = Counter(image['case'] for image in coco['images'])
-        summary[split] = dict(images=len(coco['images']), objects=len(coco['annotations']),
-                              **{case: cases[case] for case in CASES[1:]})
+        summary[split] = dict(
+            images=len(coco['images']), objects=len(coco['annotations']), **{case: cases[case] for case in CASES[1:]}
+        )
     return summary

@@ -2,6 +2,7 @@
 
 Each function draws from the ``numpy.random.RandomState`` it is given and from nothing else.
 """
+
 from collections.abc import Callable
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 LOYALTY = 0.8
 
 
-def _regular(corners: int, radii: tuple[float, ...] = (1.0, )) -> np.ndarray:
+def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
     angles = np.arange(corners) * 2 * np.pi / corners
     radius = np.resize(radii, corners)
     return np.stack([np.sin(angles) * radius, -np.cos(angles) * radius], axis=1)
@@ -20,8 +21,9 @@ def _regular(corners: int, radii: tuple[float, ...] = (1.0, )) -> np.ndarray:
 
 def _cross(arm: float = 0.34) -> np.ndarray:
     a = arm
-    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a),
-                     (-a, -a)])
+    return np.array(
+        [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+    )
 
 
 def _crescent(bite: float = 0.5, corners: int = 24) -> np.ndarray:

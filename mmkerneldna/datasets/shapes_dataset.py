@@ -1,4 +1,5 @@
 """The shapes set as mmdet and mmseg datasets, registered in the root registry like everything else here."""
+
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
@@ -19,4 +20,4 @@ class ShapesDetDataset(CocoDataset):
 class ShapesSegDataset(BaseSegDataset):
     """Semantic masks: background and the six shapes, no ignored label."""
 
-    METAINFO = dict(classes=('background', ) + CLASSES, palette=[(40, 40, 40)] + _PALETTE)
+    METAINFO = dict(classes=('background',) + CLASSES, palette=[(40, 40, 40)] + _PALETTE)

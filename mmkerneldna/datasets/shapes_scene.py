@@ -5,6 +5,7 @@ Shape letters: H, W image height and width in pixels, P polygon corners. Pixel (
 Everything is drawn on a canvas with ``MARGIN`` pixels to spare on each side and cropped at the end, so the full
 (amodal) area of a truncated shape is simply the number of pixels painted.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Instance:
         mask: (H, W) bool, the visible pixels; one outer contour per connected part and never a hole.
         visibility: visible pixels / all pixels of the shape, those outside the image included.
     """
+
     label: int
     mask: np.ndarray
     visibility: float
@@ -41,6 +43,7 @@ class Instance:
 @dataclass
 class Scene:
     """An image (H, W, 3) uint8 in BGR and the shapes in it, earliest painted first."""
+
     case: str
     image: np.ndarray
     instances: list[Instance]
@@ -49,6 +52,7 @@ class Scene:
 @dataclass
 class _Canvas:
     """The scene being painted. ``owner`` (canvas height, canvas width): 0 for background, i for ``labels[i - 1]``."""
+
     image: np.ndarray
     owner: np.ndarray
     labels: list[int] = field(default_factory=list)
@@ -147,8 +151,9 @@ def _place_hard(rng, canvas: _Canvas, case: str) -> bool:
     if case == 'truncated':
         return _place(rng, canvas, RADIUS, _within(TRUNCATED_RANGE, first), border=True)
     if case == 'occluded':
-        return (_place(rng, canvas, (20, 32), lambda shares: min(shares) >= MIN_VISIBLE and shares[first] > 0.99)
-                and _place(rng, canvas, RADIUS, _within(OCCLUDED_RANGE, first), near=_centroid(canvas, first)))
+        return _place(rng, canvas, (20, 32), lambda shares: min(shares) >= MIN_VISIBLE and shares[first] > 0.99) and _place(
+            rng, canvas, RADIUS, _within(OCCLUDED_RANGE, first), near=_centroid(canvas, first)
+        )
     return True
 
 
@@ -179,8 +184,10 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
         ValueError: unknown case, or a side too small to hold the shapes.
     """
     if case not in CASES or min(height, width) < 96:
-        raise ValueError(f'cannot draw a {case!r} scene of {width}x{height} pixels: expected a case among '
-                         f'{", ".join(CASES)} and sides of at least 96 pixels')
+        raise ValueError(
+            f'cannot draw a {case!r} scene of {width}x{height} pixels: expected a case among '
+            f'{", ".join(CASES)} and sides of at least 96 pixels'
+        )
     canvas = None
     while canvas is None:
         canvas = _compose(rng, height, width, case)
@@ -190,5 +197,4 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
 def _instances(canvas: _Canvas) -> list[Instance]:
     owner = canvas.owner[canvas.view]
     shares = canvas.visibilities(canvas.owner, canvas.full_areas)
-    return [Instance(label, owner == index, float(share))
-            for index, (label, share) in enumerate(zip(canvas.labels, shares), 1)]
+    return [Instance(label, owner == index, float(share)) for index, (label, share) in enumerate(zip(canvas.labels, shares), 1)]

@@ -4,6 +4,7 @@ KernelDNA: Dynamic Kernel Sharing via Decoupled Naive Adapters, Huang et al., ht
 
 Letters: N batch, C channels, R hidden width of a gate, H W map size.
 """
+
 from collections import Counter
 from copy import deepcopy
 

@@ -1,4 +1,5 @@
 """Compile a deployed model where a compiler is at hand, in half precision where asked, with CUDA graphs where they help."""
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,4 +1,5 @@
 """CUDA graphs of a forward pass, one per input size."""
+
 from collections.abc import Callable
 
 import torch

@@ -1,4 +1,5 @@
 """Deploy a trained net: a lean copy that computes the same features."""
+
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class DeployReport:
         steps_fused (int): activations and residual sums that are done by the convolution before them (CPU).
         deviation (float): largest deviation from the original on the probe, relative to the largest feature.
     """
+
     convs_baked: int = 0
     convs_unshared: int = 0
     norms_folded: int = 0
@@ -55,19 +57,23 @@ class DeployReport:
     deviation: float = 0.0
 
     def __str__(self) -> str:
-        lines = [f'deployed: {self.convs_baked} convs baked, {self.norms_folded} BNs folded, parameters '
-                 f'{self.params_before:,} (unique) -> {self.params_after:,} (deployed), features off by '
-                 f'{self.deviation:.1e} of the largest']
+        lines = [
+            f'deployed: {self.convs_baked} convs baked, {self.norms_folded} BNs folded, parameters '
+            f'{self.params_before:,} (unique) -> {self.params_after:,} (deployed), features off by '
+            f'{self.deviation:.1e} of the largest'
+        ]
         lines += [f'left as it is: {path}, {reason}' for path, reason in {**self.norms_left, **self.others_left}.items()]
         return '\n'.join(lines)
 
 
-def deploy(model: nn.Module,
-           compile: bool | str = False,
-           cuda_graph: bool | int = False,
-           dtype: torch.dtype | None = None,
-           gate: str = 'torch',
-           probe: Probe = None) -> nn.Module:
+def deploy(
+    model: nn.Module,
+    compile: bool | str = False,
+    cuda_graph: bool | int = False,
+    dtype: torch.dtype | None = None,
+    gate: str = 'torch',
+    probe: Probe = None,
+) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
     On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout, and do the activations and residual sums
@@ -112,8 +118,9 @@ def _fuse(copy: nn.Module, run: Callable) -> None:
         expected = run(copy)
         copy.deploy_report.steps_fused = fuse_steps(copy, lambda: run(copy))
         _check_deviation(copy, _deviation(run(copy), expected))
-    print_log(f'{copy.deploy_report.steps_fused} activations and sums are done by the convolutions before them',
-              logger='current')
+    print_log(
+        f'{copy.deploy_report.steps_fused} activations and sums are done by the convolutions before them', logger='current'
+    )
 
 
 def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.Module:
@@ -140,9 +147,11 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
 
 def _check_deviation(model: nn.Module, deviation: float) -> None:
     if not deviation <= TOLERANCE:
-        raise DeployError(f'{type(model).__name__} deviates by {deviation:.1e} of its largest feature when deployed, '
-                          f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
-                          'please report the model')
+        raise DeployError(
+            f'{type(model).__name__} deviates by {deviation:.1e} of its largest feature when deployed, '
+            f'more than {TOLERANCE:.0e}: it uses kernels or norms in a way the probe does not show; '
+            'please report the model'
+        )
 
 
 def check_device(device: torch.device, dtype: torch.dtype | None, cuda_graph: bool | int, gate: str) -> None:
@@ -183,8 +192,11 @@ def _to_channels_last(module: nn.Module) -> None:
     """All kernels but those of upstream's special convolutions, whose own code may read a kernel as contiguous memory."""
     to_memory_format(module, torch.channels_last)
     for conv in module.modules():
-        if isinstance(conv, nn.Conv2d) and type(conv).__module__.startswith(('mmcv.', 'mmdet.', 'mmseg.')) and not (
-                is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding):
+        if (
+            isinstance(conv, nn.Conv2d)
+            and type(conv).__module__.startswith(('mmcv.', 'mmdet.', 'mmseg.'))
+            and not (is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding)
+        ):
             to_memory_format(conv, torch.contiguous_format)
 
 
@@ -202,8 +214,11 @@ def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: s
 def _run_time_kernels(module: nn.Module) -> dict[str, str]:
     """Dynamic convolutions of this package."""
     home = ChildConv2d.__module__.rpartition('.')[0]
-    return {name: f'{type(m).__name__} computes its kernel at run time' for name, m in module.named_modules()
-            if type(m).__module__.startswith(home + '.') and hasattr(m, 'kernel_size')}
+    return {
+        name: f'{type(m).__name__} computes its kernel at run time'
+        for name, m in module.named_modules()
+        if type(m).__module__.startswith(home + '.') and hasattr(m, 'kernel_size')
+    }
 
 
 def _deviation(outputs: list[Tensor], expected: list[Tensor]) -> float:

@@ -12,6 +12,7 @@ scope          outputs
                of its RPN, since the second stage waits for the selection of proposals, which is Python
 =============  ===================================================================================================
 """
+
 import contextlib
 import sys
 import warnings
@@ -55,8 +56,10 @@ class Exportable(nn.Module):
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
         if scope not in SCOPES or (scope != 'backbone' and not is_whole(model)):
-            raise ExportError(f'scope={scope!r} of a {type(model).__name__}: expected one of {SCOPES}, and only a detector or '
-                              'segmenter has more than a backbone')
+            raise ExportError(
+                f'scope={scope!r} of a {type(model).__name__}: expected one of {SCOPES}, and only a detector or '
+                'segmenter has more than a backbone'
+            )
         self.model = backbone_of(model) if scope == 'backbone' else model
         self.scope = scope
 
@@ -78,8 +81,14 @@ class Exportable(nn.Module):
         return outputs
 
 
-def export(model: nn.Module, path: Path, file_format: str, scope: str = 'backbone', size: tuple[int, int] = (224, 224),
-           dynamic: str = 'both') -> dict[str, object]:
+def export(
+    model: nn.Module,
+    path: Path,
+    file_format: str,
+    scope: str = 'backbone',
+    size: tuple[int, int] = (224, 224),
+    dynamic: str = 'both',
+) -> dict[str, object]:
     """Write a file and check it.
 
     Args:
@@ -116,7 +125,7 @@ def check_shapes(size: tuple[int, int], dynamic: str) -> list[tuple[int, int, in
     """(N, H, W) a file is checked at: batches 1 and 5, the example's size and one more, as far as they are dynamic."""
     height, width = size
     sizes = [(height, width), (height + 32, width + 64)] if dynamic == 'both' else [(height, width)]
-    return [(batch, h, w) for batch in ((1, ) if dynamic == 'none' else (1, 5)) for h, w in sizes]
+    return [(batch, h, w) for batch in ((1,) if dynamic == 'none' else (1, 5)) for h, w in sizes]
 
 
 @torch.no_grad()
@@ -134,8 +143,10 @@ def check_file(part: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], shape
         images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
         expected, outputs = part(images), run(images)
         if [tuple(o.shape) for o in outputs] != [tuple(e.shape) for e in expected]:
-            raise ExportError(f'at {(batch, height, width)} the file returns {[tuple(o.shape) for o in outputs]}, torch '
-                              f'{[tuple(e.shape) for e in expected]}')
+            raise ExportError(
+                f'at {(batch, height, width)} the file returns {[tuple(o.shape) for o in outputs]}, torch '
+                f'{[tuple(e.shape) for e in expected]}'
+            )
         worst = max(((o - e).abs().max() / e.abs().max()).item() for o, e in zip(outputs, expected))
         if not worst <= TOLERANCE:
             raise ExportError(f'at {(batch, height, width)} the file deviates from torch by {worst:.1e}')
@@ -185,8 +196,11 @@ def traceable_resize() -> Iterator[None]:
     def resize(input, size=None, scale_factor=None, mode='nearest', align_corners=None, warning=True):
         return F.interpolate(input, size, scale_factor, mode, align_corners)
 
-    users: list[Any] = [module for name, module in list(sys.modules.items())
-             if name.startswith('mmseg.') and vars(module).get('resize') is original]
+    users: list[Any] = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith('mmseg.') and vars(module).get('resize') is original
+    ]
     for module in users:
         module.resize = resize
     try:
@@ -213,9 +227,18 @@ def _dynamic_dims(dynamic: str) -> dict[int, Any]:
 def _write_onnx(part, example, path, dynamic) -> dict[str, object]:
     axes = {0: 'batch', **({2: 'height', 3: 'width'} if dynamic == 'both' else {})} if dynamic != 'none' else {}
     names = [f'output{i}' for i in range(len(part(example)))]
-    torch.onnx.export(part, (example, ), str(path), opset_version=OPSET, dynamo=False, input_names=['images'],
-                      output_names=names, dynamic_axes=dict.fromkeys(['images', *names], axes) if axes else None)
+    torch.onnx.export(
+        part,
+        (example,),
+        str(path),
+        opset_version=OPSET,
+        dynamo=False,
+        input_names=['images'],
+        output_names=names,
+        dynamic_axes=dict.fromkeys(['images', *names], axes) if axes else None,
+    )
     import onnx
+
     model = onnx.load(str(path))
     onnx.checker.check_model(model)
     return dict(opset=model.opset_import[0].version, outputs=names)
@@ -223,6 +246,7 @@ def _write_onnx(part, example, path, dynamic) -> dict[str, object]:
 
 def _read_onnx(path):
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images: [torch.from_numpy(o) for o in session.run(None, {'images': images.numpy()})]
 
@@ -237,7 +261,7 @@ def _read_torchscript(path):
 
 
 def _write_pt2(part, example, path, dynamic) -> dict[str, object]:
-    program = torch.export.export(part, (example, ), dynamic_shapes=(_dynamic_dims(dynamic), ), strict=False)
+    program = torch.export.export(part, (example,), dynamic_shapes=(_dynamic_dims(dynamic),), strict=False)
     write_aot_package(program, str(path))
     return dict(outputs=[f'output{i}' for i in range(len(part(example)))])
 

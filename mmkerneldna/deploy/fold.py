@@ -4,6 +4,7 @@ Which norm follows which conv can't be read off the module tree: mmdet registers
 head runs one conv on five levels, blocks share convs. So one forward pass is watched instead. A conv and a norm belong
 together if every output of the conv went into that norm and into nothing else, and the norm saw nothing but such outputs.
 """
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ..modules import is_plain_conv, replace, running_stats
 @dataclass
 class FoldReport:
     """What folding did: BNs folded, and those left with the reason."""
+
     folded: int = 0
     left: dict[str, str] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class _Watch(TorchDispatchMode):
         self._outputs[id(output)] = (conv, output)
 
     def _before_norm(self, norm, args) -> None:
-        conv = self._outputs.get(id(args[0]), (None, ))[0]
+        conv = self._outputs.get(id(args[0]), (None,))[0]
         if conv is None:
             self._foreign.add(norm)
         else:

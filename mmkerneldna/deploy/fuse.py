@@ -5,6 +5,7 @@ costs nothing. What follows a convolution is written in the ``forward`` of the m
 such ``forward`` is traced by torch.fx and rewritten, for that instance. A rewritten one is kept only where it returns the same
 on all inputs that the module saw in a run of the net.
 """
+
 import operator
 from collections.abc import Callable, Iterator
 
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[type, Callable[[nn.Module], Activation]] = {
     nn.ReLU: lambda m: RELU,
     nn.ReLU6: lambda m: Activation('hardtanh', (0.0, 6.0)),
     nn.Hardtanh: lambda m: Activation('hardtanh', (float(m.min_val), float(m.max_val))),
-    nn.LeakyReLU: lambda m: Activation('leaky_relu', (float(m.negative_slope), )),
+    nn.LeakyReLU: lambda m: Activation('leaky_relu', (float(m.negative_slope),)),
     nn.SiLU: lambda m: Activation('swish'),
     nn.Hardswish: lambda m: Activation('hardswish'),
     nn.GELU: lambda m: Activation('gelu', (), m.approximate),
@@ -114,7 +115,6 @@ class _Root(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return not _is_transparent(module)
 
@@ -187,8 +187,9 @@ def _other_summand(step: fx.Node | None, summand: fx.Node) -> fx.Node | None:
     """What is added to ``summand`` by ``step``, if it is a plain sum of two tensors."""
     if step is None:
         return None
-    is_sum = ((step.op == 'call_function' and step.target in SUMS)
-              or (step.op == 'call_method' and step.target in ('add', 'add_')))
+    is_sum = (step.op == 'call_function' and step.target in SUMS) or (
+        step.op == 'call_method' and step.target in ('add', 'add_')
+    )
     if not is_sum or len(step.args) != 2 or step.kwargs:
         return None
     other = step.args[1] if step.args[0] is summand else step.args[0]
@@ -206,8 +207,9 @@ def _take_sum(conv: fx.Node, step: fx.Node, other: fx.Node) -> fx.Node:
 def _activation(step: fx.Node | None, modules: dict[str, nn.Module]) -> Activation | None:
     if step is None:
         return None
-    if (step.op == 'call_function' and step.target in RELU_FUNCTIONS) or (step.op == 'call_method' and step.target in (
-            'relu', 'relu_')):
+    if (step.op == 'call_function' and step.target in RELU_FUNCTIONS) or (
+        step.op == 'call_method' and step.target in ('relu', 'relu_')
+    ):
         return RELU
     module = _called(step, modules)
     make = None if module is None else ACTIVATIONS.get(type(module))

@@ -6,6 +6,7 @@ vector again (C * R multiply-adds from cache), which is cheaper than one more la
 
 Letters: N batch, C channels, R hidden width, P pixel chunks.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,17 +76,38 @@ def launch(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Te
     rows = triton.next_power_of_2(hidden)
     layout = dict(SPAN=span, PIXELS=PIXELS, CHANNELS=CHANNELS)
     _sum_pixels[grid](x, partial, channels, pixels, chunks, x.stride(0), x.stride(1), x.stride(3), **layout)
-    _gate_and_scale[grid](x, y, partial, weight1.contiguous(), bias1, weight2.contiguous(), bias2, channels, hidden, pixels,
-                          chunks, x.stride(0), x.stride(1), x.stride(3), y.stride(0), y.stride(1), y.stride(3),
-                          CHUNKS=triton.next_power_of_2(chunks), ROWS=rows, COLS=max(16, TILE // rows), **layout)
+    _gate_and_scale[grid](
+        x,
+        y,
+        partial,
+        weight1.contiguous(),
+        bias1,
+        weight2.contiguous(),
+        bias2,
+        channels,
+        hidden,
+        pixels,
+        chunks,
+        x.stride(0),
+        x.stride(1),
+        x.stride(3),
+        y.stride(0),
+        y.stride(1),
+        y.stride(3),
+        CHUNKS=triton.next_power_of_2(chunks),
+        ROWS=rows,
+        COLS=max(16, TILE // rows),
+        **layout,
+    )
     return y
 
 
 if triton is not None:
 
     @triton.jit
-    def _sum_pixels(x, partial, channels, pixels, chunks, x_n, x_c, x_p, SPAN: tl.constexpr, PIXELS: tl.constexpr,
-                    CHANNELS: tl.constexpr):
+    def _sum_pixels(
+        x, partial, channels, pixels, chunks, x_n, x_c, x_p, SPAN: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+    ):
         n, chunk = tl.program_id(0).to(tl.int64), tl.program_id(2)
         c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         total = tl.zeros([CHANNELS], tl.float32)
@@ -97,24 +119,49 @@ if triton is not None:
         tl.store(partial + (n * chunks + chunk) * channels + c, total, mask=c < channels)
 
     @triton.jit
-    def _gate_and_scale(x, y, partial, weight1, bias1, weight2, bias2, channels, hidden, pixels, chunks, x_n, x_c, x_p, y_n,
-                        y_c, y_p, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SPAN: tl.constexpr,
-                        PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    def _gate_and_scale(
+        x,
+        y,
+        partial,
+        weight1,
+        bias1,
+        weight2,
+        bias2,
+        channels,
+        hidden,
+        pixels,
+        chunks,
+        x_n,
+        x_c,
+        x_p,
+        y_n,
+        y_c,
+        y_p,
+        CHUNKS: tl.constexpr,
+        ROWS: tl.constexpr,
+        COLS: tl.constexpr,
+        SPAN: tl.constexpr,
+        PIXELS: tl.constexpr,
+        CHANNELS: tl.constexpr,
+    ):
         n, chunk = tl.program_id(0).to(tl.int64), tl.program_id(2)
         r, k = tl.arange(0, ROWS), tl.arange(0, CHUNKS)
         h = tl.load(bias1 + r, mask=r < hidden, other=0.0).to(tl.float32)
         for start in range(0, channels, COLS):
             q = start + tl.arange(0, COLS)
-            sums = tl.load(partial + (n * chunks + k[:, None]) * channels + q[None, :],
-                           mask=(k[:, None] < chunks) & (q[None, :] < channels), other=0.0)
+            sums = tl.load(
+                partial + (n * chunks + k[:, None]) * channels + q[None, :],
+                mask=(k[:, None] < chunks) & (q[None, :] < channels),
+                other=0.0,
+            )
             pooled = tl.sum(sums, axis=0) / pixels
-            w = tl.load(weight1 + r[:, None] * channels + q[None, :],
-                        mask=(r[:, None] < hidden) & (q[None, :] < channels), other=0.0)
+            w = tl.load(
+                weight1 + r[:, None] * channels + q[None, :], mask=(r[:, None] < hidden) & (q[None, :] < channels), other=0.0
+            )
             h += tl.sum(w.to(tl.float32) * pooled[None, :], axis=1)
         h = tl.maximum(h, 0.0)
         c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-        w = tl.load(weight2 + c[:, None] * hidden + r[None, :],
-                    mask=(c[:, None] < channels) & (r[None, :] < hidden), other=0.0)
+        w = tl.load(weight2 + c[:, None] * hidden + r[None, :], mask=(c[:, None] < channels) & (r[None, :] < hidden), other=0.0)
         g = tl.sum(w.to(tl.float32) * h[None, :], axis=1) + tl.load(bias2 + c, mask=c < channels, other=0.0).to(tl.float32)
         g = 1 / (1 + tl.exp(-g))
         for start in range(0, SPAN, PIXELS):

@@ -3,6 +3,7 @@
 oneDNN computes with kernels in a blocked layout of its own. An ``nn.Conv2d`` holds a plain one, which is laid out anew at
 every call: on the 7x7 maps of a ResNet's last stage that takes longer than the convolution.
 """
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 class Activation(NamedTuple):
     """An element-wise function by oneDNN's name for it, its constants, and its variant."""
+
     name: str = 'none'
     scalars: tuple[float, ...] = ()
     algorithm: str = ''
@@ -29,8 +31,15 @@ class Activation(NamedTuple):
         return _PLAIN[self.name](x, *self.scalars)
 
 
-_PLAIN = dict(none=lambda x: x, relu=F.relu, hardtanh=F.hardtanh, leaky_relu=F.leaky_relu, swish=F.silu,
-              hardswish=F.hardswish, sigmoid=torch.sigmoid)
+_PLAIN = dict(
+    none=lambda x: x,
+    relu=F.relu,
+    hardtanh=F.hardtanh,
+    leaky_relu=F.leaky_relu,
+    swish=F.silu,
+    hardswish=F.hardswish,
+    sigmoid=torch.sigmoid,
+)
 NONE, RELU = Activation(), Activation('relu')
 
 
@@ -72,20 +81,34 @@ class PackedConv2d(nn.Conv2d):
         return packed_conv_add(input, other, *geometry, relu=activation == RELU)
 
     def _takes(self, input: Tensor) -> bool:
-        return (input.dim() == 4 and input.numel() > 0 and input.shape[1] == self.in_channels
-                and input.dtype == self.weight.dtype and input.dtype in PACKED_DTYPES
-                and input.device.type == self.weight.device.type == 'cpu'
-                and self.padding_mode == 'zeros' and not isinstance(self.padding, str)
-                and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad))
-                and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
+        return (
+            input.dim() == 4
+            and input.numel() > 0
+            and input.shape[1] == self.in_channels
+            and input.dtype == self.weight.dtype
+            and input.dtype in PACKED_DTYPES
+            and input.device.type == self.weight.device.type == 'cpu'
+            and self.padding_mode == 'zeros'
+            and not isinstance(self.padding, str)
+            and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad))
+            and not torch.jit.is_tracing()
+            and not torch.compiler.is_compiling()
+        )
 
     def _adds(self, other: Tensor, input: Tensor, activation: Activation) -> bool:
         """oneDNN adds maps of one size and type, and to ungrouped convolutions alone (others abort in half precision)."""
         padding = cast(Sequence[int], self.padding)
-        sides = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, p, d, k, s in
-                 zip(input.shape[2:], padding, self.dilation, self.kernel_size, self.stride)]
-        return (self.groups == 1 and activation in (NONE, RELU) and other.dtype == input.dtype
-                and other.device == input.device and other.shape == (input.shape[0], self.out_channels, *sides))
+        sides = [
+            (side + 2 * p - d * (k - 1) - 1) // s + 1
+            for side, p, d, k, s in zip(input.shape[2:], padding, self.dilation, self.kernel_size, self.stride)
+        ]
+        return (
+            self.groups == 1
+            and activation in (NONE, RELU)
+            and other.dtype == input.dtype
+            and other.device == input.device
+            and other.shape == (input.shape[0], self.out_channels, *sides)
+        )
 
     def _pack(self, input: Tensor) -> None:
         padding = cast(Sequence[int], self.padding)

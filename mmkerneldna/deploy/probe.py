@@ -1,4 +1,5 @@
 """Run any OpenMMLab model once on made-up input, without losses and without random choices."""
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,9 +68,15 @@ def run_parts(model: BaseModel, images: Tensor):
 
 def _data_samples(images: Tensor) -> list:
     from mmdet.structures import DetDataSample
+
     height, width = images.shape[-2:]
-    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
-                batch_input_shape=(height, width), scale_factor=(1.0, 1.0))
+    meta = dict(
+        img_shape=(height, width),
+        ori_shape=(height, width),
+        pad_shape=(height, width),
+        batch_input_shape=(height, width),
+        scale_factor=(1.0, 1.0),
+    )
     return [DetDataSample(metainfo=meta) for _ in images]
 
 
@@ -95,8 +102,10 @@ def _images_that_fit(module: nn.Module) -> Tensor:
                 refused = refused or error
             else:
                 return images
-    raise ProbeError(f'no random image goes through {type(module).__name__} ({type(refused).__name__}: '
-                     f'{" ".join(str(refused).split())[:200]}); pass probe=, an input or a function that runs it') from refused
+    raise ProbeError(
+        f'no random image goes through {type(module).__name__} ({type(refused).__name__}: '
+        f'{" ".join(str(refused).split())[:200]}); pass probe=, an input or a function that runs it'
+    ) from refused
 
 
 def _moved(probe, device):

@@ -1,4 +1,5 @@
 """The parts of a model that are worth compiling: tensors in, tensors out, no post-processing."""
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Region:
             is another one for every image.
         whole (bool): whether it is the whole model.
     """
+
     owner: nn.Module
     name: str
     fixed: bool = True

@@ -3,6 +3,7 @@
 CUDA graphs hold for one size; detectors see dozens. The cache keeps the last few within a bound
 on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
 """
+
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Captured:
         nbytes (int): memory it holds.
         release: gives the memory back.
     """
+
     run: Callable
     nbytes: int = 0
     release: Callable = lambda: None
@@ -47,8 +49,9 @@ class SizeCache:
         ValueError: ``max_sizes`` below 1.
     """
 
-    def __init__(self, plain: Callable, capture: Callable[[Callable, tuple], Captured], max_sizes: int = 8,
-                 max_bytes: int | None = None) -> None:
+    def __init__(
+        self, plain: Callable, capture: Callable[[Callable, tuple], Captured], max_sizes: int = 8, max_bytes: int | None = None
+    ) -> None:
         if max_sizes < 1:
             raise ValueError(f'max_sizes={max_sizes} must be at least 1')
         self.plain, self.capture = plain, capture
@@ -79,8 +82,9 @@ class SizeCache:
             return self._refuse(key, f'{type(error).__name__}: {str(error)[:200]}')
         if self.max_bytes is not None and entry.nbytes > self.max_bytes:
             entry.release()
-            return self._refuse(key, f'{entry.nbytes / 2**20:.0f} MiB are more than the bound of '
-                                     f'{self.max_bytes / 2**20:.0f} MiB')
+            return self._refuse(
+                key, f'{entry.nbytes / 2**20:.0f} MiB are more than the bound of {self.max_bytes / 2**20:.0f} MiB'
+            )
         self.captured[key] = entry
         while self.max_bytes is not None and self.nbytes > self.max_bytes:
             self._evict()
@@ -91,8 +95,7 @@ class SizeCache:
 
     def _refuse(self, key: tuple, reason: str) -> bool:
         if not self.refused:
-            print_log(f'input of shape {_shapes(key)} runs without capture ({reason}); said once', logger='current',
-                      level=30)
+            print_log(f'input of shape {_shapes(key)} runs without capture ({reason}); said once', logger='current', level=30)
         self.refused.add(key)
         return False
 

@@ -1,4 +1,5 @@
 """Every name of torch, oneDNN and inductor that is not public: what to look at when a new torch breaks something."""
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,8 +18,14 @@ def onednn_computes(dtype: torch.dtype) -> bool:
     return dtype in supported and supported[dtype]()
 
 
-def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int,
-                input_shape: Sequence[int]) -> Tensor:
+def pack_kernel(
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_shape: Sequence[int],
+) -> Tensor:
     """A convolution's kernel in the layout that oneDNN picks for this CPU."""
     plain = weight.detach().contiguous().to_mkldnn()
     pack = torch._C._nn.mkldnn_reorder_conv2d_weight
@@ -26,18 +33,31 @@ def pack_kernel(weight: Tensor, padding: Sequence[int], stride: Sequence[int], d
     return pack(plain, padding, stride, dilation, groups, list(input_shape))  # type: ignore[call-arg,arg-type]
 
 
-def packed_conv(input: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, activation: str,
-                scalars: Sequence[float], algorithm: str) -> Tensor:
+def packed_conv(
+    input: Tensor,
+    packed: Tensor,
+    bias,
+    padding,
+    stride,
+    dilation,
+    groups: int,
+    activation: str,
+    scalars: Sequence[float],
+    algorithm: str,
+) -> Tensor:
     """A convolution with a packed kernel and the activation behind it, by oneDNN's name ('none', 'relu', ...)."""
-    return torch.ops.mkldnn._convolution_pointwise(input, packed, bias, padding, stride, dilation, groups, activation,
-                                                   list(scalars), algorithm)
+    return torch.ops.mkldnn._convolution_pointwise(
+        input, packed, bias, padding, stride, dilation, groups, activation, list(scalars), algorithm
+    )
 
 
-def packed_conv_add(input: Tensor, other: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int,
-                    relu: bool) -> Tensor:
+def packed_conv_add(
+    input: Tensor, other: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int, relu: bool
+) -> Tensor:
     """``conv(input) + other``, and ReLU of it where ``relu``."""
-    return torch.ops.mkldnn._convolution_pointwise.binary(input, other, packed, bias, padding, stride, dilation, groups, 'add',
-                                                          1.0, 'relu' if relu else None, [], None)
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        input, other, packed, bias, padding, stride, dilation, groups, 'add', 1.0, 'relu' if relu else None, [], None
+    )
 
 
 def write_aot_package(program, path: str) -> None:

@@ -1,4 +1,5 @@
 """Dense weights become KernelDNA nets."""
+
 from .engine import derive
 from .pretrained import derive_if_dense
 from .reconstruct import Reconstruction
@@ -9,6 +10,13 @@ from .report import DeriveReport
 from .source import DeriveError
 
 __all__ = [
-    'DeriveError', 'DeriveReport', 'Reconstruction', 'Redundancy', 'derive', 'derive_if_dense', 'measure_redundancy',
-    'redundancy_plan', 'redundancy_policy'
+    'DeriveError',
+    'DeriveReport',
+    'Reconstruction',
+    'Redundancy',
+    'derive',
+    'derive_if_dense',
+    'measure_redundancy',
+    'redundancy_plan',
+    'redundancy_policy',
 ]

@@ -3,6 +3,7 @@
 Between two convs of a block the order of channels is free: if conv2's filters, the norm behind them and the input channels of
 conv3 move together, the block computes what it did. The dense twin is relabelled; fitting goes on from there.
 """
+
 import re
 from collections.abc import Mapping, Sequence
 
@@ -68,7 +69,7 @@ def output_pairs(twin: nn.Module, parents: Mapping[str, str], run: Run, batches:
             run(twin, batch)
         for path, parent in parents.items():
             conv, kernel = twin.get_submodule(path), twin.get_submodule(parent).weight
-            for (x, ), own in calls[path]:
+            for (x,), own in calls[path]:
                 borrowed = conv._conv_forward(x, kernel, conv.bias)
                 samples[path].append(tuple(_positions(t, POSITIONS // len(batches)) for t in (borrowed, own)))
     return samples
@@ -92,4 +93,4 @@ def relabel(twin: nn.Module, path: str, hidden: tuple[str, str], order: Tensor) 
 
 def _positions(maps: Tensor, count: int) -> Tensor:
     flat = maps.transpose(0, 1).flatten(1)
-    return flat[:, ::max(1, flat.shape[1] // count)]
+    return flat[:, :: max(1, flat.shape[1] // count)]

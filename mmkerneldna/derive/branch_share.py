@@ -2,6 +2,7 @@
 
 An error in a branch that adds little to its shortcut is worth little: this weight makes late and early layers comparable.
 """
+
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ def _gathered(net: nn.Module, path: str) -> float:
 def _gain_before(net: nn.Module, path: str) -> float | None:
     """Mean gamma² of the norm that is defined last before ``path``."""
     names = [name for name, _ in net.named_modules()]
-    return _gain(nn.ModuleList(net.get_submodule(name) for name in names[1:names.index(path)]
-                               if _is_norm(net.get_submodule(name))))
+    return _gain(
+        nn.ModuleList(net.get_submodule(name) for name in names[1 : names.index(path)] if _is_norm(net.get_submodule(name)))
+    )
 
 
 def _blocks_up_to(net: nn.Module, block: str) -> list[str]:

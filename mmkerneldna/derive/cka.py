@@ -38,6 +38,8 @@ class LinearCKA:
     def value(self) -> float:
         """0 (nothing in common) to 1 (the same up to rotation, size and shift)."""
         sum_x, sum_y, xx, yy, xy = self.sums
-        xx, yy, xy = (square - torch.outer(left, right) / self.count
-                      for square, left, right in ((xx, sum_x, sum_x), (yy, sum_y, sum_y), (xy, sum_x, sum_y)))
+        xx, yy, xy = (
+            square - torch.outer(left, right) / self.count
+            for square, left, right in ((xx, sum_x, sum_x), (yy, sum_y, sum_y), (xy, sum_x, sum_y))
+        )
         return min(1.0, float(xy.square().sum() / (xx.norm() * yy.norm()).clamp_min(TINY)))

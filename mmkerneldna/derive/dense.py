@@ -2,6 +2,7 @@
 
 Holding the source's weights it is the reference for everything: what a child had, what a block put out.
 """
+
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -30,8 +31,10 @@ def parents_of(target: nn.Module) -> dict[str, str]:
     parents = {}
     for path, child in children_of(target).items():
         if not child.tied or id(child.parent) not in names:
-            raise DeriveError(f'{path} does not share its kernel with a conv of {type(target).__name__} any more: derive '
-                              'before fusing or deploying, and give the module that holds child and parent')
+            raise DeriveError(
+                f'{path} does not share its kernel with a conv of {type(target).__name__} any more: derive '
+                'before fusing or deploying, and give the module that holds child and parent'
+            )
         parents[path] = names[id(child.parent)]
     return parents
 
@@ -64,9 +67,11 @@ def check_family(twin: nn.Module, state: Iterable[str]) -> None:
     """
     ours, theirs = ({re.sub(r'\.\d+\.', '.', key) for key in keys} for keys in (twin.state_dict(), state))
     if 2 * len(ours & theirs) < len(ours):
-        raise DeriveError(f'the source is of another family: of the {len(ours)} kinds of entries of {type(twin).__name__} it '
-                          f'has {len(ours & theirs)}; it has {listed(sorted(theirs - ours))}, and '
-                          f'{listed(sorted(ours - theirs))} is wanted')
+        raise DeriveError(
+            f'the source is of another family: of the {len(ours)} kinds of entries of {type(twin).__name__} it '
+            f'has {len(ours & theirs)}; it has {listed(sorted(theirs - ours))}, and '
+            f'{listed(sorted(ours - theirs))} is wanted'
+        )
 
 
 def check_fit(twin: nn.Module, state: Mapping[str, Tensor], partial: bool) -> list[str]:
@@ -102,5 +107,7 @@ def _misfit(name, ours, state, absent, shapes, foreign) -> str:
         parts.append(f'{len(absent)} missing ({listed(absent)})')
     if foreign:
         parts.append(f'{len(foreign)} that its blocks have no place for ({listed(foreign)})')
-    return (f'the source does not fit {name}, of whose {len(ours)} dense entries it has {"; ".join(parts)}: take a source of '
-            'the same family and width with all its entries, at most as deep as the target')
+    return (
+        f'the source does not fit {name}, of whose {len(ours)} dense entries it has {"; ".join(parts)}: take a source of '
+        'the same family and width with all its entries, at most as deep as the target'
+    )

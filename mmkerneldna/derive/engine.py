@@ -1,4 +1,5 @@
 """Derive: grow, fit, recalibrate, reconstruct; all or nothing."""
+
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,18 @@ from .start import Start, takes_dense
 PARENTS = ('keep', 'mean')
 
 
-def derive(target: nn.Module,
-           source: Source,
-           images: Iterable[Tensor] | None = None,
-           *,
-           steps: int = 0,
-           parents: str = 'keep',
-           align: bool = True,
-           calibration_batches: int = 4,
-           reconstruction: Reconstruction | None = None,
-           partial: bool = False) -> DeriveReport:
+def derive(
+    target: nn.Module,
+    source: Source,
+    images: Iterable[Tensor] | None = None,
+    *,
+    steps: int = 0,
+    parents: str = 'keep',
+    align: bool = True,
+    calibration_batches: int = 4,
+    reconstruction: Reconstruction | None = None,
+    partial: bool = False,
+) -> DeriveReport:
     """Give a net with shared kernels or dynamic layers the weights of a dense one, in place.
 
     Extra blocks of the target become identities, so growing changes nothing. A child keeps its kernel where its parent is free
@@ -68,11 +71,19 @@ def derive(target: nn.Module,
         batches = pictures.take(calibration_batches) if pictures else []
         run = Run(target, paths)
         start.fit(parents == 'mean', align, run, batches)
-        report = DeriveReport(start.rows, start.rival_rows, sorted(start.identities), left_out=start.left_out, kept=start.kept,
-                              parameters_before=start.dense_size(), parameters_after=count_parameters(target))
+        report = DeriveReport(
+            start.rows,
+            start.rival_rows,
+            sorted(start.identities),
+            left_out=start.left_out,
+            kept=start.kept,
+            parameters_before=start.dense_size(),
+            parameters_after=count_parameters(target),
+        )
         if pictures:
-            _use_images(start, run, pictures, batches, replace(reconstruction or Reconstruction(), steps=steps or 1), steps,
-                        report)
+            _use_images(
+                start, run, pictures, batches, replace(reconstruction or Reconstruction(), steps=steps or 1), steps, report
+            )
     report.seconds = time.perf_counter() - began
     print_log(report.headline(), logger='current')
     return report
@@ -89,13 +100,22 @@ def _check(steps: int, images, parents: str, calibration_batches: int) -> None:
 
 def _check_purpose(start: Start) -> None:
     if not (start.parents or rivals_of(start.target) or start.identities or takes_dense(start.target)):
-        raise DeriveError(f'{type(start.target).__name__} has neither children nor dynamic layers, and no more blocks than the '
-                          'source: load the weights as they are, or name what to derive by --plan or by --variant')
+        raise DeriveError(
+            f'{type(start.target).__name__} has neither children nor dynamic layers, and no more blocks than the '
+            'source: load the weights as they are, or name what to derive by --plan or by --variant'
+        )
 
 
 @torch.no_grad()
-def _use_images(start: Start, run: Run, images: Images, batches: Sequence[Tensor], settings: Reconstruction, steps: int,
-                report: DeriveReport) -> None:
+def _use_images(
+    start: Start,
+    run: Run,
+    images: Images,
+    batches: Sequence[Tensor],
+    settings: Reconstruction,
+    steps: int,
+    report: DeriveReport,
+) -> None:
     target, twin = start.target, start.twin
     target.eval()
     blocks, reached = start.changed_blocks(), called(twin, run, batches[0])

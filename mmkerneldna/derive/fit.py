@@ -6,6 +6,7 @@ size is kept, per filter and per tap, and only the sign follows the correlation.
 
 Letters: C_out filters, C_in inputs, k taps per side, r rank.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ ROUNDS = 10
 
 class Scales(NamedTuple):
     """Factors on the parent's kernel: per filter (C_out, 1, 1, 1), per tap (1, 1, k, k)."""
+
     filters: Tensor
     taps: Tensor
 
@@ -69,7 +71,7 @@ def closest(kernel: Tensor, parent: Tensor) -> Scales:
     filters, taps = identity_scales(kernel)
     for _ in range(ROUNDS):
         filters = _regression(product, square, taps[0], (1, 2)).view(-1, 1, 1, 1)
-        taps = _regression(product, square, filters[:, 0], (0, )).view_as(taps)
+        taps = _regression(product, square, filters[:, 0], (0,)).view_as(taps)
     return Scales(_regression(product, square, taps[0], (1, 2)).view(-1, 1, 1, 1), taps)
 
 

@@ -3,6 +3,7 @@
 A residual block whose last norm has gamma = beta = 0 adds nothing to its input. Where such blocks go decides how many children
 have to be approximated: a child inside one loses nothing, and a parent inside one may hold the kernel of its child.
 """
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Stack:
         source (int): blocks in the source.
         target (int): blocks in the target.
     """
+
     path: str
     source: int
     target: int
@@ -62,11 +64,15 @@ def find_stacks(twin: nn.Module, state: Mapping[str, Tensor]) -> list[Stack]:
         if not theirs or theirs == ours:
             continue
         if theirs > ours:
-            raise DeriveError(f'{path} has {theirs} blocks in the source and {ours} in the target; blocks can be added, not '
-                              'left out: take a target at least as deep')
+            raise DeriveError(
+                f'{path} has {theirs} blocks in the source and {ours} in the target; blocks can be added, not '
+                'left out: take a target at least as deep'
+            )
         if sum(map(can_be_identity, module)) < ours - theirs:
-            raise DeriveError(f'{path} has {theirs} blocks in the source and {ours} in the target, and its blocks are not '
-                              'residual ones that could be identities: take a source of the same depth')
+            raise DeriveError(
+                f'{path} has {theirs} blocks in the source and {ours} in the target, and its blocks are not '
+                'residual ones that could be identities: take a source of the same depth'
+            )
         found.append(Stack(path, theirs, ours))
     return found
 
@@ -77,8 +83,9 @@ def _numbers(path: str, state: Iterable[str]) -> int:
     return max(found) + 1 if found else 0
 
 
-def place_identities(stacks: Sequence[Stack], twin: nn.Module, state: Mapping[str, Tensor],
-                     parents: Mapping[str, str]) -> set[str]:
+def place_identities(
+    stacks: Sequence[Stack], twin: nn.Module, state: Mapping[str, Tensor], parents: Mapping[str, str]
+) -> set[str]:
     """Choose which blocks of the target become identities.
 
     Stage by stage: fewest approximated children first, then least weight of the blocks they are in (mean gamma² of the last
@@ -110,14 +117,20 @@ def _greedy(free: Sequence[int], extra: int, cost) -> tuple[int, ...]:
     return placed
 
 
-def _harm(stack: Stack, positions: Sequence[int], chosen: set[str], twin: nn.Module, state: Mapping[str, Tensor],
-          parents: Mapping[str, str]) -> tuple[int, float]:
+def _harm(
+    stack: Stack,
+    positions: Sequence[int],
+    chosen: set[str],
+    twin: nn.Module,
+    state: Mapping[str, Tensor],
+    parents: Mapping[str, str],
+) -> tuple[int, float]:
     identities = chosen | {f'{stack.path}.{i}' for i in positions}
     inside = [child for child in approximated(parents, identities) if block_of(child).startswith(stack.path + '.')]
     sources = source_blocks(stack, identities)
     weights = []
     for child in inside:
-        position = int(block_of(child)[len(stack.path) + 1:].split('.')[0])
+        position = int(block_of(child)[len(stack.path) + 1 :].split('.')[0])
         norm = last_norm(twin.get_submodule(f'{stack.path}.{position}'))
         gamma = state.get(f'{stack.path}.{sources.get(position)}.{norm}.weight')
         weights.append(1.0 if gamma is None else float(gamma.square().mean()))
@@ -145,8 +158,9 @@ def approximated(parents: Mapping[str, str], identities: set[str]) -> list[str]:
     return [child for child in parents if block_of(child) not in identities and child not in served]
 
 
-def grow(stacks: Sequence[Stack], identities: set[str], twin: nn.Module, state: Mapping[str, Tensor],
-         parents: Mapping[str, str]) -> dict[str, Tensor]:
+def grow(
+    stacks: Sequence[Stack], identities: set[str], twin: nn.Module, state: Mapping[str, Tensor], parents: Mapping[str, str]
+) -> dict[str, Tensor]:
     """The source's entries in the target's positions, identity blocks filled in.
 
     An identity block is a copy of the nearest block of its shape; its last norm's affine is zero, its parents hold a child's
@@ -168,15 +182,20 @@ def grow(stacks: Sequence[Stack], identities: set[str], twin: nn.Module, state: 
 
 
 def _entries(state: Mapping[str, Tensor], prefix: str, new: str) -> dict[str, Tensor]:
-    return {new + key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    return {new + key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _identity(path: str, position: int, sources: Mapping[int, int], twin: nn.Module, state: Mapping[str, Tensor],
-              ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _identity(
+    path: str,
+    position: int,
+    sources: Mapping[int, int],
+    twin: nn.Module,
+    state: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     prefix = f'{path}.{position}.'
     wanted = {key: value for key, value in ours.items() if key.startswith(prefix)}
-    copies = [_entries(state, f'{path}.{sources[i]}.', prefix)
-              for i in sorted(sources, key=lambda i: (abs(i - position), i))]
+    copies = [_entries(state, f'{path}.{sources[i]}.', prefix) for i in sorted(sources, key=lambda i: (abs(i - position), i))]
     copy = max(copies, key=lambda entries: sum(_same_shape(entries, key, value) for key, value in wanted.items()))
     filled = {key: (copy[key] if _same_shape(copy, key, value) else value).clone() for key, value in wanted.items()}
     norm = last_norm(twin.get_submodule(prefix[:-1]))

@@ -1,4 +1,5 @@
 """Unlabelled images as batches that a net takes: any folder, or the data set of a config."""
+
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ def image_files(folder: str) -> list[Path]:
         raise DeriveError(f'no image below {folder}: looked for {", ".join(EXTENSIONS)}')
     faults = faulty_images(spread(list(map(str, files)), f'images below {folder}'))
     if faults:
-        raise DeriveError(f'{len(faults)} of the images below {folder} can\'t be read: '
-                          f"{listed(f'{path} is {fault}' for path, fault in faults.items())}; remove them")
+        raise DeriveError(
+            f"{len(faults)} of the images below {folder} can't be read: "
+            f'{listed(f"{path} is {fault}" for path, fault in faults.items())}; remove them'
+        )
     return files
 
 
@@ -65,12 +68,12 @@ class FolderImages:
     def _crop(self, path: Path, draw: np.random.Generator) -> Tensor:
         image, (height, width) = mmcv.imread(str(path)), self.size
         if image is None:
-            raise DeriveError(f'{path} can\'t be read as an image; remove it')
+            raise DeriveError(f"{path} can't be read as an image; remove it")
         scale = max(height / image.shape[0], width / image.shape[1]) * draw.uniform(1, ZOOM)
         wide, high = (max(side, round(length * scale)) for side, length in zip((width, height), image.shape[1::-1]))
         image = mmcv.imresize(image, (wide, high))
         top, left = draw.integers(high - height + 1), draw.integers(wide - width + 1)
-        crop = image[top:top + height, left:left + width]
+        crop = image[top : top + height, left : left + width]
         if draw.random() < 0.5:
             crop = crop[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))

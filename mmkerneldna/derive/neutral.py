@@ -1,4 +1,5 @@
 """Input gates that start without a say: g = sigmoid(b) whatever the input, and its inverse in the kernel."""
+
 import torch
 from mmengine.model import constant_init
 from torch import Tensor

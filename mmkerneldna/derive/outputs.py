@@ -1,4 +1,5 @@
 """What a derivation leaves on disk: a checkpoint that the tools take, its config, and the report as text, JSON and PNG."""
+
 import json
 import os
 from collections.abc import Mapping
@@ -30,8 +31,9 @@ def check_out(path: Path) -> None:
         raise UsageError(f'folder {path.parent} does not exist or is not writable: make it, or name another by --out')
 
 
-def write_outputs(path: Path, model: nn.Module, cfg: Config, report: DeriveReport, source: str,
-                  meta: Mapping[str, Any]) -> list[Path]:
+def write_outputs(
+    path: Path, model: nn.Module, cfg: Config, report: DeriveReport, source: str, meta: Mapping[str, Any]
+) -> list[Path]:
     """Write ``path`` and, beside it, the config of the model and the report.
 
     Args:
@@ -46,8 +48,10 @@ def write_outputs(path: Path, model: nn.Module, cfg: Config, report: DeriveRepor
         list[Path]: files written.
     """
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in meta}
-    held = dict(meta={**kept, 'mmengine_version': mmengine.__version__, 'derived_from': source, 'steps': report.steps},
-                state_dict={key: value.cpu() for key, value in model.state_dict().items()})
+    held = dict(
+        meta={**kept, 'mmengine_version': mmengine.__version__, 'derived_from': source, 'steps': report.steps},
+        state_dict={key: value.cpu() for key, value in model.state_dict().items()},
+    )
     partly = path.with_suffix('.tmp')
     torch.save(held, partly)
     os.replace(partly, path)

@@ -1,4 +1,5 @@
 """Dense checkpoints where a config or a command names one: ``init_cfg`` and ``load_from`` derive from them."""
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ from .source import is_shared
 from .start import takes_dense
 
 
-def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str, prefix: str = '',
-                    partial: bool = False) -> DeriveReport | None:
+def derive_if_dense(
+    module: nn.Module, checkpoint: Mapping[str, Any], name: str, prefix: str = '', partial: bool = False
+) -> DeriveReport | None:
     """Derive ``module`` if the checkpoint is a dense net's, in place.
 
     Args:
@@ -36,7 +38,7 @@ def derive_if_dense(module: nn.Module, checkpoint: Mapping[str, Any], name: str,
         CheckpointError: it holds no weights, or NaN.
     """
     state = plain_state_dict(checkpoint, name)
-    state = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)} or state
+    state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)} or state
     if is_shared(state) or own_entries(rivals_of(module), state) or not takes_dense(module):
         return None
     print_log(f'{name} holds a dense net: deriving {type(module).__name__} from it', logger='current')
@@ -58,8 +60,10 @@ class DerivingPretrainedInit(PretrainedInit):
             CheckpointError: the checkpoint can't be fetched.
             DeriveError: it is dense and does not fit.
         """
-        if not takes_dense(module) or derive_if_dense(module, fetch(self.checkpoint), self.checkpoint, self.prefix or '',
-                                                      partial=True) is None:
+        if (
+            not takes_dense(module)
+            or derive_if_dense(module, fetch(self.checkpoint), self.checkpoint, self.prefix or '', partial=True) is None
+        ):
             return super().__call__(module)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())

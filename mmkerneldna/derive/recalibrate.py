@@ -1,4 +1,5 @@
 """Give the norms of changed blocks the statistics that they really see, and their branches the size that they should have."""
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,8 +18,12 @@ TINY = 1e-12
 
 def batch_norms(net: nn.Module, paths: Iterable[str]) -> list[_BatchNorm]:
     """The BatchNorms with running statistics below ``paths``, gates included, each once."""
-    norms = {id(m): m for path in paths for m in net.get_submodule(path).modules()
-             if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None}
+    norms = {
+        id(m): m
+        for path in paths
+        for m in net.get_submodule(path).modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None
+    }
     return list(norms.values())
 
 
@@ -133,8 +138,11 @@ class Recalibration:
     @torch.no_grad()
     def __call__(self, units: Mapping[str, str]) -> None:
         """Recalibrate blocks, each by calls of its unit, the block itself or a module around it."""
-        norms = {block: f'{block}.{name}' for block, name in
-                 ((block, last_norm(self.target.get_submodule(block))) for block in units) if name}
+        norms = {
+            block: f'{block}.{name}'
+            for block, name in ((block, last_norm(self.target.get_submodule(block))) for block in units)
+            if name
+        }
         goals = self._branches(norms)
         for block, unit in units.items():
             module, inputs = self.target.get_submodule(unit), self._inputs(unit)

@@ -4,6 +4,7 @@ Teacher forcing: a block gets the dense net's input, so it is not asked to make 
 blocks, then the stages, in the end the whole; all changed units of a kind train together, for they share kernels. Norms stay
 in evaluation mode (in training mode, with twice the rate, it diverges); AdamW, the rate falling to zero.
 """
+
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ class Reconstruction:
         save_every (int): steps.
         progress (bool): show a bar.
     """
+
     steps: int = 60
     lr: float = 5e-4
     weight_decay: float = 0.0
@@ -52,8 +54,10 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or self.patience < 1 or self.save_every < 1:
-            raise DeriveError(f'reconstruction needs steps, patience and save_every of 1 or more and a positive lr, got '
-                              f'{self.steps}, {self.patience}, {self.save_every} and {self.lr}')
+            raise DeriveError(
+                f'reconstruction needs steps, patience and save_every of 1 or more and a positive lr, got '
+                f'{self.steps}, {self.patience}, {self.save_every} and {self.lr}'
+            )
 
     def phase(self, step: int) -> int:
         """Index in ``PHASES`` of a step."""
@@ -63,7 +67,7 @@ class Reconstruction:
         """Step at which each phase ends."""
         total, ends = sum(self.shares), []
         for i in range(len(self.shares)):
-            ends.append(round(self.steps * sum(self.shares[:i + 1]) / total))
+            ends.append(round(self.steps * sum(self.shares[: i + 1]) / total))
         return ends
 
 
@@ -81,6 +85,7 @@ def units_of(blocks: Sequence[str], callable_paths: set) -> list[list[str]]:
 
     A path that no run calls (a list of blocks, the branch of a head) gives way to the next module around it.
     """
+
     def climb(path: str) -> str:
         while path and path not in callable_paths:
             path = path.rpartition('.')[0]
@@ -91,8 +96,15 @@ def units_of(blocks: Sequence[str], callable_paths: set) -> list[list[str]]:
     return [inner, outer, ['']]
 
 
-def reconstruct(target: nn.Module, twin: nn.Module, blocks: Sequence[str], run: Run, images: Images,
-                settings: Reconstruction, callable_paths: set) -> list[float]:
+def reconstruct(
+    target: nn.Module,
+    twin: nn.Module,
+    blocks: Sequence[str],
+    run: Run,
+    images: Images,
+    settings: Reconstruction,
+    callable_paths: set,
+) -> list[float]:
     """Train the changed units of ``target``, in place.
 
     Args:
@@ -144,8 +156,10 @@ def _step(target, twin, units, run, batch, optimizer, amp: bool) -> float:
             losses = [_unit_loss(target.get_submodule(path), call) for path in units for call in calls[path]]
     loss = torch.stack(losses).mean()
     if not torch.isfinite(loss):
-        raise DeriveError(f'reconstruction diverged: the loss is {loss.item()}; take a smaller learning rate than '
-                          f"{optimizer.param_groups[0]['initial_lr']}")
+        raise DeriveError(
+            f'reconstruction diverged: the loss is {loss.item()}; take a smaller learning rate than '
+            f'{optimizer.param_groups[0]["initial_lr"]}'
+        )
     loss.backward()
     optimizer.step()
     return loss.item()
@@ -158,8 +172,10 @@ def _unit_loss(unit: nn.Module, call: Call) -> Tensor:
 
 def relative_loss(outputs: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
     """Mean over the tensors of squared error / power of the goal."""
-    terms = [(out.float() - goal.float()).square().mean() / goal.float().square().mean().clamp_min(1e-12)
-             for out, goal in zip(outputs, goals)]
+    terms = [
+        (out.float() - goal.float()).square().mean() / goal.float().square().mean().clamp_min(1e-12)
+        for out, goal in zip(outputs, goals)
+    ]
     return torch.stack(terms).mean()
 
 
@@ -206,14 +222,20 @@ def _advance(state: _State, step: int, loss: float, settings: Reconstruction) ->
 
 def _fingerprint(settings: Reconstruction, target: nn.Module, blocks: Sequence[str]) -> str:
     shape = [(name, tuple(p.shape)) for name, p in target.named_parameters()]
-    return hashlib.sha256(repr((settings.steps, settings.lr, settings.shares, settings.seed, list(blocks),
-                                shape)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((settings.steps, settings.lr, settings.shares, settings.seed, list(blocks), shape)).encode()
+    ).hexdigest()
 
 
 def _save(settings, target, optimizer, blocks, state: _State) -> None:
     path = Path(settings.state_file)
-    held = dict(fingerprint=_fingerprint(settings, target, blocks), state=vars(state), model=target.state_dict(),
-                optimizer=optimizer.state_dict(), random=torch.get_rng_state())
+    held = dict(
+        fingerprint=_fingerprint(settings, target, blocks),
+        state=vars(state),
+        model=target.state_dict(),
+        optimizer=optimizer.state_dict(),
+        random=torch.get_rng_state(),
+    )
     torch.save(held, path.with_suffix('.tmp'))
     os.replace(path.with_suffix('.tmp'), path)
 
@@ -224,10 +246,12 @@ def _resume(settings, target, optimizer, blocks) -> _State:
         return _State()
     held: dict = torch.load(path, map_location='cpu', weights_only=True)
     if held.get('fingerprint') != _fingerprint(settings, target, blocks):
-        raise DeriveError(f'{path} is the state of another reconstruction (other steps, rate, seed, plan or net); delete it or '
-                          'name another file')
+        raise DeriveError(
+            f'{path} is the state of another reconstruction (other steps, rate, seed, plan or net); delete it or '
+            'name another file'
+        )
     target.load_state_dict(held['model'])
     optimizer.load_state_dict(held['optimizer'])
     torch.set_rng_state(held['random'])
-    print_log(f"reconstruction goes on after step {held['state']['step']} of {settings.steps}", logger='current')
+    print_log(f'reconstruction goes on after step {held["state"]["step"]} of {settings.steps}', logger='current')
     return _State(**held['state'])

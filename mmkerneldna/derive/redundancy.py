@@ -1,4 +1,5 @@
 """How well each conv of a trained net would do with the kernel of another one of its shape."""
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class Pair:
         cka (float, optional): linear CKA of the outputs of the two blocks that they are in.
         share (float): of the child's branch in the variance of its block's output.
     """
+
     child: str
     parent: str
     kernel_error: float
@@ -54,6 +56,7 @@ class Redundancy:
         pairs (list): a :class:`Pair` for each two convs of equal kernel shape and groups, in both directions.
         with_images (bool): whether outputs were compared.
     """
+
     pairs: list[Pair] = field(default_factory=list)
     with_images: bool = False
 
@@ -74,8 +77,10 @@ def equal_convs(module: nn.Module) -> list[list[str]]:
     """
     shared = children_of(module)
     if shared:
-        raise SharingPlanError(f'{type(module).__name__} shares kernels already ({next(iter(shared))} borrows one): redundancy '
-                               'is measured on the dense net')
+        raise SharingPlanError(
+            f'{type(module).__name__} shares kernels already ({next(iter(shared))} borrows one): redundancy '
+            'is measured on the dense net'
+        )
     groups: dict[tuple, list[str]] = {}
     for path, conv in free_convs(module).items():
         groups.setdefault((tuple(conv.weight.shape), conv.groups), []).append(path)
@@ -99,8 +104,13 @@ def measure_redundancy(module: nn.Module, images: Iterable[Tensor] | None = None
     twin = dense_twin(module)
     paths = [path for group in groups for path in group]
     shares = shares_by_norms(twin, paths)
-    pairs = {(child, parent): Pair(child, parent, _kernel_error(twin, child, parent), share=shares[child])
-             for group in groups for child in group for parent in group if child != parent}
+    pairs = {
+        (child, parent): Pair(child, parent, _kernel_error(twin, child, parent), share=shares[child])
+        for group in groups
+        for child in group
+        for parent in group
+        if child != parent
+    }
     if images is not None and pairs:
         _look_at_outputs(twin, groups, pairs, Images(images).take(batches))
     return Redundancy(list(pairs.values()), images is not None)
@@ -109,12 +119,13 @@ def measure_redundancy(module: nn.Module, images: Iterable[Tensor] | None = None
 @torch.no_grad()
 def _kernel_error(twin: nn.Module, child: str, parent: str) -> float:
     kernel, lent = (twin.get_submodule(path).weight.double() for path in (child, parent))
-    return relative_error(kernel, closest(kernel, lent).apply(lent))**2
+    return relative_error(kernel, closest(kernel, lent).apply(lent)) ** 2
 
 
 @torch.no_grad()
-def _look_at_outputs(twin: nn.Module, groups: Sequence[list[str]], pairs: dict[tuple[str, str], Pair],
-                     batches: Sequence[Tensor]) -> None:
+def _look_at_outputs(
+    twin: nn.Module, groups: Sequence[list[str]], pairs: dict[tuple[str, str], Pair], batches: Sequence[Tensor]
+) -> None:
     run = Run(twin, [child for child, _ in pairs])
     shares, alike = _block_statistics(twin, list(pairs), run, batches)
     for parents in rounds(groups):
@@ -141,8 +152,9 @@ def unexplained(borrowed: Tensor, own: Tensor) -> float:
     return float((power - explained.sum()).clamp_min(0) / power.clamp_min(TINY))
 
 
-def _block_statistics(twin: nn.Module, pairs: Sequence[tuple[str, str]], run: Run,
-                      batches: Sequence[Tensor]) -> tuple[dict[str, float], dict[frozenset, float]]:
+def _block_statistics(
+    twin: nn.Module, pairs: Sequence[tuple[str, str]], run: Run, batches: Sequence[Tensor]
+) -> tuple[dict[str, float], dict[frozenset, float]]:
     """Share of each child's branch, and CKA of each two blocks, of those that the images reach."""
     children = dict.fromkeys(child for child, _ in pairs)
     branches = {child: branch_of(twin, child) for child in children}
@@ -158,8 +170,11 @@ def _block_statistics(twin: nn.Module, pairs: Sequence[tuple[str, str]], run: Ru
             if pair <= maps.keys():
                 first, *second = (maps[path] for path in pair)
                 cka.add(first, *(second or [first]))
-    shares = {child: powers[branch] / max(powers[block_of(child)], TINY) for child, branch in branches.items()
-              if branch in powers and block_of(child) in powers}
+    shares = {
+        child: powers[branch] / max(powers[block_of(child)], TINY)
+        for child, branch in branches.items()
+        if branch in powers and block_of(child) in powers
+    }
     return shares, {pair: cka.value() for pair, cka in alike.items() if cka.count}
 
 
@@ -170,7 +185,9 @@ def _maps(twin: nn.Module, wanted: Iterable[str], run: Run, batch: Tensor) -> di
             run(twin, batch)
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             cause = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-            raise DeriveError(f"{type(twin).__name__} can't be run on images {tuple(batch.shape)} ({cause}): give a backbone "
-                              'or a whole model, or no images') from error
+            raise DeriveError(
+                f"{type(twin).__name__} can't be run on images {tuple(batch.shape)} ({cause}): give a backbone "
+                'or a whole model, or no images'
+            ) from error
     maps = {path: first_map(made) for path, made in calls.items()}
     return {path: output for path, output in maps.items() if output is not None}

@@ -1,4 +1,5 @@
 """The sharing plan of least predicted damage that keeps a net within a budget of parameters."""
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,21 +27,24 @@ class Choice:
         damage (float): predicted, summed over the children.
         saved (int): parameters, adapters taken off.
     """
+
     children: dict[str, str] = field(default_factory=dict)
     damage: float = 0.0
     saved: int = 0
 
 
-def redundancy_plan(module: nn.Module,
-                    budget: float,
-                    images: Iterable[Tensor] | None = None,
-                    *,
-                    across_stages: bool = True,
-                    reduction: int = 4,
-                    residual_rank: int = 0,
-                    spatial_scale: bool = True,
-                    batches: int = BATCHES,
-                    redundancy: Redundancy | None = None) -> SharingPlan:
+def redundancy_plan(
+    module: nn.Module,
+    budget: float,
+    images: Iterable[Tensor] | None = None,
+    *,
+    across_stages: bool = True,
+    reduction: int = 4,
+    residual_rank: int = 0,
+    spatial_scale: bool = True,
+    batches: int = BATCHES,
+    redundancy: Redundancy | None = None,
+) -> SharingPlan:
     """Choose parents and children of least predicted damage so that at most ``budget`` of the parameters are left.
 
     Counted are the unique parameters: each kernel once, gates and all other adapters included, against those of ``module`` as
@@ -101,9 +105,11 @@ def _check_possible(module: nn.Module, groups: Sequence[tuple[list[str], int]], 
     left = total - sum((len(paths) - 1) * saving for paths, saving in groups)
     if left > budget * total:
         lowest = math.ceil(left / total * 1000) / 1000
-        raise SharingPlanError(f"budget={budget:g} can't be met: the lowest that {type(module).__name__} allows is {lowest:g} "
-                               f'({left:,} of {total:,} parameters, gates included, with one kernel for each shape); raise the '
-                               'budget, or try a larger reduction, a lower residual_rank or across_stages=True')
+        raise SharingPlanError(
+            f"budget={budget:g} can't be met: the lowest that {type(module).__name__} allows is {lowest:g} "
+            f'({left:,} of {total:,} parameters, gates included, with one kernel for each shape); raise the '
+            'budget, or try a larger reduction, a lower residual_rank or across_stages=True'
+        )
 
 
 def _ladder(paths: Sequence[str], saving: int, damage: Mapping[tuple[str, str], float]) -> list[Choice]:
@@ -139,10 +145,11 @@ def cheapest(ladders: Sequence[Sequence[Choice]], needed: int) -> list[Choice]:
         if missing <= 0:
             return chosen if best is None or _damage(chosen) <= _damage(best) else best
         moves = [(i, step) for i, ladder in enumerate(ladders) for step in ladder if step.saved > chosen[i].saved]
-        ends = [[*chosen[:i], step, *chosen[i + 1:]] for i, step in moves if step.saved - chosen[i].saved >= missing]
+        ends = [[*chosen[:i], step, *chosen[i + 1 :]] for i, step in moves if step.saved - chosen[i].saved >= missing]
         best = min(([best] if best else []) + ends, key=_damage, default=None)
-        i, step = min(moves, key=lambda move: (move[1].damage - chosen[move[0]].damage)
-                      / (move[1].saved - chosen[move[0]].saved))
+        i, step = min(
+            moves, key=lambda move: (move[1].damage - chosen[move[0]].damage) / (move[1].saved - chosen[move[0]].saved)
+        )
         chosen[i] = step
 
 

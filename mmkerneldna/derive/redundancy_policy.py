@@ -1,4 +1,5 @@
 """``plan=dict(type='redundancy', budget=..., checkpoint=...)``: the plan of least predicted damage, as a config asks for it."""
+
 import os
 from collections.abc import Iterable
 
@@ -15,17 +16,19 @@ from .start import Start
 
 
 @register_policy('redundancy')
-def redundancy_policy(module: nn.Module,
-                      budget: float,
-                      checkpoint: Source | None = None,
-                      images: str | os.PathLike | Iterable[Tensor] | None = None,
-                      size: tuple[int, int] = (224, 224),
-                      grow: bool = False,
-                      across_stages: bool = True,
-                      reduction: int = 4,
-                      residual_rank: int = 0,
-                      spatial_scale: bool = True,
-                      batches: int = BATCHES) -> SharingPlan:
+def redundancy_policy(
+    module: nn.Module,
+    budget: float,
+    checkpoint: Source | None = None,
+    images: str | os.PathLike | Iterable[Tensor] | None = None,
+    size: tuple[int, int] = (224, 224),
+    grow: bool = False,
+    across_stages: bool = True,
+    reduction: int = 4,
+    residual_rank: int = 0,
+    spatial_scale: bool = True,
+    batches: int = BATCHES,
+) -> SharingPlan:
     """A plan by :func:`redundancy_plan`, with the weights of a dense checkpoint.
 
     Args:
@@ -43,12 +46,22 @@ def redundancy_policy(module: nn.Module,
     """
     trained = module if checkpoint is None else with_weights(module, checkpoint, grow)
     if checkpoint is None and _is_fresh(module):
-        raise SharingPlanError(f"dict(type='redundancy', ...) needs trained weights, and the norms of {type(module).__name__} "
-                               'have seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a trained module')
+        raise SharingPlanError(
+            f"dict(type='redundancy', ...) needs trained weights, and the norms of {type(module).__name__} "
+            'have seen no image yet: name a dense checkpoint by checkpoint=FILE, or give a trained module'
+        )
     if isinstance(images, (str, os.PathLike)):
         images = FolderImages(os.fspath(images), trained, (size[0], size[1]))
-    return redundancy_plan(trained, budget, images, across_stages=across_stages, reduction=reduction,
-                           residual_rank=residual_rank, spatial_scale=spatial_scale, batches=batches)
+    return redundancy_plan(
+        trained,
+        budget,
+        images,
+        across_stages=across_stages,
+        reduction=reduction,
+        residual_rank=residual_rank,
+        spatial_scale=spatial_scale,
+        batches=batches,
+    )
 
 
 def with_weights(module: nn.Module, checkpoint: Source, grow: bool = False) -> nn.Module:
@@ -61,9 +74,11 @@ def with_weights(module: nn.Module, checkpoint: Source, grow: bool = False) -> n
     start = Start(module, read_source(checkpoint))
     if start.identities and not grow:
         extra = ', '.join(sorted(start.identities))
-        raise SharingPlanError(f'{type(module).__name__} has blocks that the checkpoint lacks ({extra} would be identities): '
-                               'for the same latency put the plan around the static net, '
-                               "dict(type='KernelDNA', module=..., plan=...), or accept the growth by grow=True")
+        raise SharingPlanError(
+            f'{type(module).__name__} has blocks that the checkpoint lacks ({extra} would be identities): '
+            'for the same latency put the plan around the static net, '
+            "dict(type='KernelDNA', module=..., plan=...), or accept the growth by grow=True"
+        )
     return start.twin
 
 

@@ -1,4 +1,5 @@
 """Redundancy as a table, as files, and as pictures: heat maps of all pairs, and a tree of the layers that belong together."""
+
 import csv
 import json
 from collections.abc import Sequence
@@ -15,23 +16,33 @@ from .redundancy_validation import Trial, rank_correlations
 from .report import number, render
 
 APART = 1.1  # distance of two convs that can't share: more than that of any two that can
-PANELS = {'kernel_error': 'squared error of the kernel / power', 'output_error': "1 - R² of the child's output",
-          'cka': "linear CKA of the blocks' outputs", 'damage': 'predicted damage'}
+PANELS = {
+    'kernel_error': 'squared error of the kernel / power',
+    'output_error': "1 - R² of the child's output",
+    'cka': "linear CKA of the blocks' outputs",
+    'damage': 'predicted damage',
+}
 
 
 def pair_table(redundancy: Redundancy, most: int = 20) -> str:
     """The pairs of least predicted damage, as text."""
     rows = redundancy.rows()
     columns = ('kernel_error', 'output_error', 'cka', 'share', 'damage')
-    table = render('child', ('parent', *(name.replace('_', ' ') for name in columns)),
-                   [(row['child'], row['parent'], *(number(row[name]) for name in columns)) for row in rows[:most]])
+    table = render(
+        'child',
+        ('parent', *(name.replace('_', ' ') for name in columns)),
+        [(row['child'], row['parent'], *(number(row[name]) for name in columns)) for row in rows[:most]],
+    )
     return table + (f'\n... and {len(rows) - most} pairs more' if len(rows) > most else '')
 
 
 def trial_table(trials: Sequence[Trial]) -> str:
     """Predicted and measured damage of single children, and the rank correlations, as text."""
-    table = render('child', ('parent', 'predicted damage', 'measured feature error'),
-                   [(t.pair.child, t.pair.parent, number(t.pair.damage), number(t.measured)) for t in trials])
+    table = render(
+        'child',
+        ('parent', 'predicted damage', 'measured feature error'),
+        [(t.pair.child, t.pair.parent, number(t.pair.damage), number(t.measured)) for t in trials],
+    )
     found = ', '.join(f'{name} {value:.2f}' for name, value in rank_correlations(trials).items())
     return f"{table}\nSpearman's rank correlation of {len(trials)} measured damages with: {found}"
 
@@ -44,8 +55,9 @@ def layer_order(redundancy: Redundancy) -> tuple[list[str], np.ndarray]:
     """
     paths = list(dict.fromkeys(pair.child for pair in redundancy.pairs))
     errors = {(pair.child, pair.parent): _error(pair) for pair in redundancy.pairs}
-    distance = np.array([[0.0 if a == b else min(errors.get((a, b), APART), errors.get((b, a), APART)) for b in paths]
-                         for a in paths])
+    distance = np.array(
+        [[0.0 if a == b else min(errors.get((a, b), APART), errors.get((b, a), APART)) for b in paths] for a in paths]
+    )
     return paths, linkage(squareform(distance, checks=False), 'average')
 
 
@@ -81,8 +93,10 @@ def tree_figure(redundancy: Redundancy) -> Figure:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     dendrogram(tree, labels=paths, orientation='right', ax=axis, color_threshold=1.0, leaf_font_size=6)
-    axis.set(xlabel='1 - R² of the output' if redundancy.with_images else 'squared error of the kernel / power',
-             title='which layers belong together (1.1: of different shape)')
+    axis.set(
+        xlabel='1 - R² of the output' if redundancy.with_images else 'squared error of the kernel / power',
+        title='which layers belong together (1.1: of different shape)',
+    )
     return figure
 
 
@@ -94,9 +108,12 @@ def write_redundancy(folder: Path, redundancy: Redundancy, trials: Sequence[Tria
     """
     paths, tree = layer_order(redundancy)
     rows = redundancy.rows()
-    held = dict(pairs=rows, order=[paths[i] for i in leaves_list(tree)],
-                trials=[dict(child=t.pair.child, parent=t.pair.parent, predicted=t.pair.damage, measured=t.measured)
-                        for t in trials], rank_correlations=rank_correlations(trials) if trials else {})
+    held = dict(
+        pairs=rows,
+        order=[paths[i] for i in leaves_list(tree)],
+        trials=[dict(child=t.pair.child, parent=t.pair.parent, predicted=t.pair.damage, measured=t.measured) for t in trials],
+        rank_correlations=rank_correlations(trials) if trials else {},
+    )
     files = [folder / name for name in ('redundancy.json', 'redundancy.csv', 'heatmaps.png', 'dendrogram.png')]
     files[0].write_text(json.dumps(held, indent=2))
     with open(files[1], 'w', newline='') as stream:

@@ -1,4 +1,5 @@
 """Does the predicted damage rank the real one? Single children are derived, and what they cost is measured on other images."""
+
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Trial:
         measured (float): ||difference|| / ||dense|| of the last level's features on held-out images, after a derivation without
             steps.
     """
+
     pair: Pair
     measured: float
 
@@ -42,13 +44,16 @@ def spread_pairs(module: nn.Module, redundancy: Redundancy, count: int) -> list[
     pairs.sort(key=lambda pair: pair.damage)
     count = min(count, len(pairs))
     if count < FEWEST:
-        raise DeriveError(f'{count} plans of a single child are too few to rank: {type(module).__name__} has {len(pairs)} '
-                          f'pairs that save parameters, and at least {FEWEST} trials are wanted')
+        raise DeriveError(
+            f'{count} plans of a single child are too few to rank: {type(module).__name__} has {len(pairs)} '
+            f'pairs that save parameters, and at least {FEWEST} trials are wanted'
+        )
     return [pairs[round(i * (len(pairs) - 1) / (count - 1))] for i in range(count)]
 
 
-def validate(module: nn.Module, redundancy: Redundancy, images: Sequence[Tensor], held_out: Sequence[Tensor],
-             count: int) -> Iterator[Trial]:
+def validate(
+    module: nn.Module, redundancy: Redundancy, images: Sequence[Tensor], held_out: Sequence[Tensor], count: int
+) -> Iterator[Trial]:
     """Derive plans of a single child and measure what each costs, one after the other.
 
     Args:
@@ -62,7 +67,7 @@ def validate(module: nn.Module, redundancy: Redundancy, images: Sequence[Tensor]
         DeriveError: too few pairs, or images that can't be used.
     """
     for pair in spread_pairs(module, redundancy, count):
-        target = share_kernels(deepcopy(module), SharingPlan((Borrowing(pair.child, pair.parent), ), 'trial'))
+        target = share_kernels(deepcopy(module), SharingPlan((Borrowing(pair.child, pair.parent),), 'trial'))
         derive(target, module, images, calibration_batches=len(images))
         yield Trial(pair, feature_error(target, module, Run(module, [pair.child, pair.parent]), held_out))
 
@@ -79,9 +84,15 @@ def feature_error(target: nn.Module, dense: nn.Module, run: Run, batches: Iterab
 def rank_correlations(trials: Sequence[Trial]) -> dict[str, float]:
     """Spearman's rank correlation of the measured damage with the prediction and with each of its parts that varies."""
     parts: dict[str, list[Any]] = {
-        'damage': [t.pair.damage for t in trials], 'share': [t.pair.share for t in trials],
-        'output error': [t.pair.output_error for t in trials], 'kernel error': [t.pair.kernel_error for t in trials],
-        'CKA': [t.pair.cka for t in trials]}
+        'damage': [t.pair.damage for t in trials],
+        'share': [t.pair.share for t in trials],
+        'output error': [t.pair.output_error for t in trials],
+        'kernel error': [t.pair.kernel_error for t in trials],
+        'CKA': [t.pair.cka for t in trials],
+    }
     measured = [trial.measured for trial in trials]
-    return {name: float(spearmanr(values, measured).statistic) for name, values in parts.items()
-            if None not in values and len(set(values)) > 1}
+    return {
+        name: float(spearmanr(values, measured).statistic)
+        for name, values in parts.items()
+        if None not in values and len(set(values)) > 1
+    }

@@ -1,4 +1,5 @@
 """What a derivation did, as a table and as data."""
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -29,6 +30,7 @@ class ChildRow:
             dense net's input, in the end.
         aligned (bool): whether its filters were put into the order of its parent's.
     """
+
     child: str
     parent: str
     kind: str
@@ -50,6 +52,7 @@ class RivalRow:
         output_error (float, optional): squared error of its block's output over the output's power, on the images, with the
             dense net's input, in the end.
     """
+
     rival: str
     layer: str
     kind: str
@@ -61,6 +64,7 @@ class RivalRow:
 @dataclass
 class LevelRow:
     """Features of one output level against the dense net's: Pearson correlation, ||difference|| / ||dense||."""
+
     level: int
     correlation: float
     error: float
@@ -84,6 +88,7 @@ class DeriveReport:
         left_out (list[str]): parts of the source that the target has no place for (a classifier).
         kept (list[str]): entries of the target that the source does not give (only if partial sources are allowed).
     """
+
     children: list[ChildRow] = field(default_factory=list)
     rivals: list[RivalRow] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)
@@ -117,13 +122,19 @@ class DeriveReport:
 
     def headline(self) -> str:
         """What is exact, fitted and new, in at most five lines."""
-        counts = ', '.join(f'{len(self.of_kind(kind))} {text}' for kind, text in
-                           ((EXACT, 'exact'), (IDENTITY, 'in identity blocks'), (FITTED, 'fitted')))
+        counts = ', '.join(
+            f'{len(self.of_kind(kind))} {text}'
+            for kind, text in ((EXACT, 'exact'), (IDENTITY, 'in identity blocks'), (FITTED, 'fitted'))
+        )
         parts = [f'{len(self.children)} children, {counts}'] if self.children or not self.rivals else []
-        parts += [f'{sum(row.kind == EXACT for row in rows)} of {len(rows)} {layer} start exactly'
-                  for layer, rows in self.by_layer().items()]
-        lines = [f'derived from dense weights: {"; ".join(parts)}; '
-                 f'parameters {self.parameters_before / 1e6:.3f} M -> {self.parameters_after / 1e6:.3f} M']
+        parts += [
+            f'{sum(row.kind == EXACT for row in rows)} of {len(rows)} {layer} start exactly'
+            for layer, rows in self.by_layer().items()
+        ]
+        lines = [
+            f'derived from dense weights: {"; ".join(parts)}; '
+            f'parameters {self.parameters_before / 1e6:.3f} M -> {self.parameters_after / 1e6:.3f} M'
+        ]
         if self.identities:
             lines.append(f'new blocks, identities for now: {", ".join(self.identities)}')
         unformed = [f'fitted {", ".join(r.child for r in self.of_kind(FITTED))}'] if self.of_kind(FITTED) else []
@@ -139,15 +150,36 @@ class DeriveReport:
     def __str__(self) -> str:
         parts = [self.headline()]
         if self.children or not self.rivals:
-            parts.append(render('child', ('parent', 'start', 'kernel error', 'output error'), [
-                (row.child, row.parent, row.kind + (', aligned' if row.aligned else ''), number(row.kernel_error),
-                 number(row.output_error)) for row in self.children]))
+            parts.append(
+                render(
+                    'child',
+                    ('parent', 'start', 'kernel error', 'output error'),
+                    [
+                        (
+                            row.child,
+                            row.parent,
+                            row.kind + (', aligned' if row.aligned else ''),
+                            number(row.kernel_error),
+                            number(row.output_error),
+                        )
+                        for row in self.children
+                    ],
+                )
+            )
         if self.rivals:
-            parts.append(render('dynamic layer', RIVAL_COLUMNS, [
-                (layer, *_rival_cells(rows)) for layer, rows in self.by_layer().items()]))
+            parts.append(
+                render(
+                    'dynamic layer', RIVAL_COLUMNS, [(layer, *_rival_cells(rows)) for layer, rows in self.by_layer().items()]
+                )
+            )
         if self.levels:
-            parts.append(render('level', ('correlation', 'relative error'), [
-                (str(row.level), f'{row.correlation:.4f}', number(row.error)) for row in self.levels]))
+            parts.append(
+                render(
+                    'level',
+                    ('correlation', 'relative error'),
+                    [(str(row.level), f'{row.correlation:.4f}', number(row.error)) for row in self.levels],
+                )
+            )
         if self.steps:
             parts.append(f'{self.steps} steps of reconstruction, loss {number(self.loss[0])} -> {number(self.loss[-1])}')
         return '\n'.join(parts + [f'{self.seconds:.1f} s'])
@@ -171,8 +203,12 @@ def level_rows(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tenso
 def _rival_cells(rows: Sequence[RivalRow]) -> tuple[str, ...]:
     exact = sum(row.kind == EXACT for row in rows)
     outputs = [row.output_error for row in rows if row.output_error is not None]
-    return (str(exact), str(len(rows) - exact), number(max(row.start_error for row in rows)),
-            number(max(outputs) if outputs else None))
+    return (
+        str(exact),
+        str(len(rows) - exact),
+        number(max(row.start_error for row in rows)),
+        number(max(outputs) if outputs else None),
+    )
 
 
 def number(value: float | None) -> str:

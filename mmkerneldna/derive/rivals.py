@@ -3,6 +3,7 @@
 A layer's attention starts neutral and its experts, cells or frequencies hold the static kernel, see
 :mod:`mmkerneldna.layers.static_start`. That it computes what the static convolution does is measured, not taken from the layer.
 """
+
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 
@@ -35,7 +36,7 @@ def _owner(key: str, paths: Collection[str]) -> tuple[str, str]:
     while owner:
         owner = owner.rpartition('.')[0]
         if owner in paths:
-            return owner, key[len(owner) + 1:]
+            return owner, key[len(owner) + 1 :]
     return '', key
 
 
@@ -47,8 +48,9 @@ def check_static(rivals: Iterable[str], state: Iterable[str]) -> None:
     """
     own = own_entries(rivals, state)
     if own:
-        raise DeriveError(f'the source holds dynamic layers already ({listed(own)}): load it as it is, there is nothing to '
-                          'derive')
+        raise DeriveError(
+            f'the source holds dynamic layers already ({listed(own)}): load it as it is, there is nothing to derive'
+        )
 
 
 def make_static(twin: nn.Module) -> None:
@@ -60,8 +62,19 @@ def make_static(twin: nn.Module) -> None:
 def static_conv(layer: nn.Module) -> nn.Conv2d:
     """A plain convolution of the same geometry, device and dtype."""
     like = next(layer.parameters())
-    return nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-                     layer.groups, layer.bias is not None, layer.padding_mode, like.device, like.dtype)
+    return nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        like.device,
+        like.dtype,
+    )
 
 
 def keep_rivals(twin: nn.Module, rivals: Mapping[str, nn.Module], kept: Iterable[str]) -> dict[str, nn.Module]:

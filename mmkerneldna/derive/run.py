@@ -1,4 +1,5 @@
 """Run a net as far as its changed parts reach, and record what goes into and out of its modules."""
+
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +51,7 @@ def _heads(net: nn.Module, features: Any, images: Tensor) -> Any:
     """What the heads make of the features; the boxes of a second stage are the same whatever the first one finds."""
     if task_of(net) == 'segmentation':
         auxiliary = getattr(net, 'auxiliary_head', None) or ()
-        extra = auxiliary if isinstance(auxiliary, (tuple, nn.ModuleList)) else (auxiliary, )
+        extra = auxiliary if isinstance(auxiliary, (tuple, nn.ModuleList)) else (auxiliary,)
         return [head(features) for head in (*heads_of(net).dense, *extra)]
     size = tuple(images.shape[-2:])
     meta = dict(ori_shape=size, img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
@@ -63,8 +64,12 @@ def _heads(net: nn.Module, features: Any, images: Tensor) -> Any:
 
 def _grid(height: int, width: int) -> list[list[float]]:
     """Boxes x1, y1, x2, y2: the quarters and sixteenths of the image."""
-    return [[x * width / n, y * height / n, (x + 1) * width / n, (y + 1) * height / n]
-            for n in (2, 4) for y in range(n) for x in range(n)]
+    return [
+        [x * width / n, y * height / n, (x + 1) * width / n, (y + 1) * height / n]
+        for n in (2, 4)
+        for y in range(n)
+        for x in range(n)
+    ]
 
 
 @contextmanager
@@ -75,6 +80,7 @@ def recorded(net: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Ca
     def hook(path):
         def record(module, args, output):
             calls[path].append((args, tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, output)))
+
         return record
 
     handles = [net.get_submodule(path).register_forward_hook(hook(path)) for path in calls]
@@ -94,6 +100,7 @@ def called(net: nn.Module, run: Run, images: Tensor) -> set[str]:
         def note(module, args, kwargs, output):
             if args and not kwargs and len(tensors(args)) == len(tree_leaves(args)) and tensors(output):
                 seen.add(path)
+
         return note
 
     handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in net.named_modules() if path]

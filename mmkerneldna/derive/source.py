@@ -1,4 +1,5 @@
 """Read dense weights from a state dict, a module or a file, and give them the names of the target."""
+
 import os
 import re
 from collections import Counter
@@ -41,8 +42,9 @@ def read_source(source: Source) -> dict[str, Tensor]:
         held = fetch(name)
     state = plain_state_dict(held, name)
     if is_shared(state):
-        raise DeriveError(f'{name} holds a KernelDNA net already (it has filter_scale entries): load it as it is, there is '
-                          'nothing to derive')
+        raise DeriveError(
+            f'{name} holds a KernelDNA net already (it has filter_scale entries): load it as it is, there is nothing to derive'
+        )
     return state
 
 
@@ -69,11 +71,11 @@ def rename(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tens
     added = {'.'.join(key.split('.')[:1]) + '.' for key in wanted if key.count('.') > 1}
     fits = Counter({('', ''): sum(key in wanted for key in state)})
     for prefix in heads:
-        fits[prefix, ''] = sum(key[len(prefix):] in wanted for key in state if key.startswith(prefix))
+        fits[prefix, ''] = sum(key[len(prefix) :] in wanted for key in state if key.startswith(prefix))
     for prefix in added:
         fits['', prefix] = sum(prefix + key in wanted for key in state)
     off, on = max(sorted(fits), key=fits.__getitem__)
-    return {on + key[len(off):]: value for key, value in state.items() if key.startswith(off)}
+    return {on + key[len(off) :]: value for key, value in state.items() if key.startswith(off)}
 
 
 def _mobilenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,5 +93,5 @@ def _mmseg_block(key: str) -> str:
     if not found:
         return key
     block, stage, position, rest = found.groups()
-    names: list[str] = ['expand_conv', 'depthwise_conv', 'linear_conv'][int(stage == '1'):]
+    names: list[str] = ['expand_conv', 'depthwise_conv', 'linear_conv'][int(stage == '1') :]
     return f'{block}.{names[int(position)]}.{rest}'

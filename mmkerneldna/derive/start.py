@@ -1,4 +1,5 @@
 """The start that needs weights only, or a few images to choose better: grown blocks, exact children, fitted children."""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,11 +93,18 @@ class Start:
         for child, parent in self.parents.items():
             module, kernel = children_of(self.target)[child], kernels[child]
             exact = child not in self.fitted
-            self._set(module, kernel, lent.get(parent, self._kernel(parent)), exact, signs.get(child),
-                      self._covariance(child, run, batches) if run and batches and not exact else None)
+            self._set(
+                module,
+                kernel,
+                lent.get(parent, self._kernel(parent)),
+                exact,
+                signs.get(child),
+                self._covariance(child, run, batches) if run and batches and not exact else None,
+            )
             kind = IDENTITY if block_of(child) in self.identities else EXACT if exact else FITTED
-            self.rows.append(ChildRow(child, parent, kind, relative_error(kernel, effective_kernel(module)),
-                                      aligned=child in aligned))
+            self.rows.append(
+                ChildRow(child, parent, kind, relative_error(kernel, effective_kernel(module)), aligned=child in aligned)
+            )
 
     def _copy_to_target(self, lent: Mapping[str, Tensor]) -> None:
         """Everything but the children's kernels and adapters and the dynamic layers, which the twin does not have."""
@@ -110,8 +118,9 @@ class Start:
             self.target.get_submodule(parent).weight.copy_(kernel)
 
     @staticmethod
-    def _set(child: ChildConv2d, kernel: Tensor, parent: Tensor, exact: bool, signs: Tensor | None,
-             covariance: Tensor | None) -> None:
+    def _set(
+        child: ChildConv2d, kernel: Tensor, parent: Tensor, exact: bool, signs: Tensor | None, covariance: Tensor | None
+    ) -> None:
         inverse = neutral_gate(child)
         residual = child.residual_b
         if residual is not None:
@@ -180,9 +189,9 @@ class Start:
         for batch in batches:
             with recorded(self.twin, [child]) as calls:
                 run(self.twin, batch)
-            for (x, ), _ in calls[child]:
+            for (x,), _ in calls[child]:
                 columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(0, 1).flatten(1)
-                columns = columns[:, ::max(1, columns.shape[1] * len(batches) // ROWS)]
+                columns = columns[:, :: max(1, columns.shape[1] * len(batches) // ROWS)]
                 total, rows = total + columns @ columns.T, rows + columns.shape[1]
         return total / rows if rows else None
 

@@ -1,4 +1,5 @@
 """A detector or segmenter that learns from a teacher beside its labels, and is a plain one otherwise."""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,13 +52,17 @@ class DistilledLoss:
         teacher = self.teacher.model
         ours, theirs = _normalisation(self.student), _normalisation(teacher)
         if ours != theirs:
-            raise DistillError(f'the teacher sees the images the student sees, and both must normalise them alike: student '
-                               f'{_told(ours)}; teacher {_told(theirs)}')
+            raise DistillError(
+                f'the teacher sees the images the student sees, and both must normalise them alike: student '
+                f'{_told(ours)}; teacher {_told(theirs)}'
+            )
         if any(term.on == 'logits' for term in self.terms):
             counts = [logits_head(model).out_channels for model in (self.student, teacher)]
             if counts[0] != counts[1]:
-                raise DistillError(f'the student predicts {counts[0]} classes and the teacher {counts[1]}: CWD on logits needs '
-                                   "the same; give it on='levels', or take a teacher of the same classes")
+                raise DistillError(
+                    f'the student predicts {counts[0]} classes and the teacher {counts[1]}: CWD on logits needs '
+                    "the same; give it on='levels', or take a teacher of the same classes"
+                )
         print_log(f'distillation: {"; ".join(map(str, self.terms))}', logger='current')
 
 

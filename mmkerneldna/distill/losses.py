@@ -6,6 +6,7 @@
 
 All take two maps (N, C, H, W) of any floating type, compute in fp32 and return a scalar. N: images, C: channels.
 """
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +32,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     """
     ours, theirs = (F.log_softmax(x.float().flatten(2) / tau, dim=-1) for x in (student, teacher))
     images, channels = student.shape[:2]
-    return F.kl_div(ours, theirs, reduction='sum', log_target=True) * tau ** 2 / (images * channels)
+    return F.kl_div(ours, theirs, reduction='sum', log_target=True) * tau**2 / (images * channels)
 
 
 def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:

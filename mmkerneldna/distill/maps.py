@@ -1,4 +1,5 @@
 """The maps of a detector or segmenter that a distillation compares, taken while the model computes what it computes anyway."""
+
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -36,8 +37,9 @@ def logits_head(model: nn.Module) -> nn.Module:
         DistillError: a model of another task.
     """
     if task_of(model) != 'segmentation':
-        raise DistillError(f'{type(model).__name__} has no logits map: distil a detector on its levels (PKD, MSE), or give CWD '
-                           "on='levels'")
+        raise DistillError(
+            f"{type(model).__name__} has no logits map: distil a detector on its levels (PKD, MSE), or give CWD on='levels'"
+        )
     return heads_of(model).dense[-1]
 
 
@@ -66,7 +68,7 @@ def _kept_results(owner: nn.Module, name: str) -> Iterator[list[Any]]:
 
 def _maps(kept: list[Any], what: str) -> tuple[Tensor, ...]:
     held = kept[0] if kept else None
-    maps = tuple(held) if isinstance(held, (list, tuple)) else (held, )
+    maps = tuple(held) if isinstance(held, (list, tuple)) else (held,)
     for one in maps:
         if not torch.is_tensor(one) or one.dim() != 4:
             found = f'a tensor of {one.dim()} dimensions' if torch.is_tensor(one) else type(one).__name__

@@ -1,4 +1,5 @@
 """The teacher: a trained detector or segmenter beside the student, never a part of it."""
+
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -74,8 +75,9 @@ class Teacher:
         state = plain_state_dict(fetch(self.checkpoint), f'checkpoint {self.checkpoint} of the teacher')
         check_architecture(model, state, f'{self.checkpoint} of the teacher')
         model.load_state_dict(state, strict=False)
-        print_log(f'distilling from the teacher {type(model).__name__} of {self.checkpoint}', logger='current',
-                  level=logging.INFO)
+        print_log(
+            f'distilling from the teacher {type(model).__name__} of {self.checkpoint}', logger='current', level=logging.INFO
+        )
         return model.requires_grad_(False).eval()
 
     def _build(self) -> nn.Module:

@@ -1,4 +1,5 @@
 """The terms of a distillation, as a config states them: which loss, on which maps, with which weight."""
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,7 +14,7 @@ MAPS = ('levels', 'logits')
 #: type -> loss, the maps it is meant for, its weight there (PKD: two-stage detectors; CWD: as in the papers), its options
 LOSSES: dict[str, dict[str, Any]] = {
     'PKD': dict(loss=pkd_loss, on='levels', weight=6.0, options=()),
-    'CWD': dict(loss=cwd_loss, on='logits', weight=3.0, options=('tau', )),
+    'CWD': dict(loss=cwd_loss, on='logits', weight=3.0, options=('tau',)),
     'MSE': dict(loss=mse_loss, on='levels', weight=1.0, options=()),
 }
 
@@ -32,6 +33,7 @@ class Term:
         weight: of the loss, which is summed over levels.
         options: of the loss function.
     """
+
     kind: str
     on: str
     weight: float
@@ -63,15 +65,20 @@ class Term:
     def _pair(self, i: int, student: Tensor, teacher: Tensor) -> tuple:
         where = 'logits' if self.on == 'logits' else f'level {i}'
         if student.shape[1] != teacher.shape[1]:
-            raise DistillError(f'{self}: {where} has {student.shape[1]} channels in the student and {teacher.shape[1]} in the '
-                               'teacher; give both the same number of classes' if self.on == 'logits' else
-                               f'{self}: {where} has {student.shape[1]} channels in the student and {teacher.shape[1]} in the '
-                               'teacher; give both necks the same out_channels, or distil a segmenter by CWD on logits')
+            raise DistillError(
+                f'{self}: {where} has {student.shape[1]} channels in the student and {teacher.shape[1]} in the '
+                'teacher; give both the same number of classes'
+                if self.on == 'logits'
+                else f'{self}: {where} has {student.shape[1]} channels in the student and {teacher.shape[1]} in the '
+                'teacher; give both necks the same out_channels, or distil a segmenter by CWD on logits'
+            )
         if student.shape[-2:] == teacher.shape[-2:]:
             return student, teacher
         if self.on == 'levels':
-            raise DistillError(f'{self}: {where} is {_size(student)} in the student and {_size(teacher)} in the teacher; both '
-                               'nets must have the same strides')
+            raise DistillError(
+                f'{self}: {where} is {_size(student)} in the student and {_size(teacher)} in the teacher; both '
+                'nets must have the same strides'
+            )
         return F.interpolate(student, size=teacher.shape[-2:], mode='bilinear', align_corners=False), teacher
 
 
@@ -103,7 +110,7 @@ def _term(loss: Mapping[str, Any]) -> Term:
     known = LOSSES[kind]
     on, weight = given.pop('on', known['on']), given.pop('weight', known['weight'])
     if on not in MAPS:
-        raise DistillError(f"{kind}: on={on!r} must be one of {', '.join(map(repr, MAPS))}")
+        raise DistillError(f'{kind}: on={on!r} must be one of {", ".join(map(repr, MAPS))}')
     unknown = set(given) - set(known['options'])
     if unknown:
         takes = ', '.join(('type', 'on', 'weight', *known['options']))

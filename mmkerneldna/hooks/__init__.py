@@ -1,4 +1,5 @@
 """Hooks of mmengine."""
+
 from .checkpoint_fit_hook import CheckpointFitHook
 from .cost_hook import CostHook
 from .deploy_hook import DeployHook

@@ -1,4 +1,5 @@
 """Refuse a checkpoint of another architecture or of a training that diverged; one of the dense net is derived first."""
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class CheckpointFitHook(Hook):
         CheckpointError: entries missing, unexpected or of another shape; parameters that are NaN or infinite.
         DeriveError: a dense checkpoint of another family, depth or width.
     """
+
     priority = 'VERY_LOW'  # after hooks that rewrite the checkpoint, such as EMA
 
     def __init__(self, allow_partial: bool = False) -> None:

@@ -1,4 +1,5 @@
 """Every score travels with its cost: a hook that puts the cost of the model into the metrics of each evaluation."""
+
 import logging
 from functools import partial
 from pathlib import Path
@@ -63,8 +64,9 @@ class CostHook(Hook):
     # Before RuntimeInfoHook (VERY_HIGH), which copies the metrics to the message hub where loggers find them.
     priority = 'HIGHEST'
 
-    def __init__(self, size: tuple[int, int] | None = None, batch: int = 1, repeats: int = 10,
-                 warmup: int = 3, budget_s: float = 20.0) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None = None, batch: int = 1, repeats: int = 10, warmup: int = 3, budget_s: float = 20.0
+    ) -> None:
         if batch < 1 or repeats < 1 or warmup < 0:
             raise ValueError(f'batch={batch} and repeats={repeats} must be at least 1, warmup={warmup} at least 0')
         if not budget_s > 0:
@@ -98,26 +100,36 @@ class CostHook(Hook):
         device = next(model.parameters()).device
         measured = attempt(lambda: self._measure(model, loop, str(device)), device)
         if isinstance(measured, Failure):
-            print_log(f'the cost of the model could not be measured, {measured.kind}: {measured.message}', logger='current',
-                      level=logging.WARNING)
+            print_log(
+                f'the cost of the model could not be measured, {measured.kind}: {measured.message}',
+                logger='current',
+                level=logging.WARNING,
+            )
             return {}
         timing, cost = measured
         self._say(timing)
         if not self._environment:
             self._environment = environment(device)
             print_log(f'cost is measured with: {describe(self._environment)}', logger='current')
-        write_json(Path(runner.log_dir) / FILE_NAME,
-                   dict(environment=self._environment, cost=cost, disturbed=timing.disturbed or None))
+        write_json(
+            Path(runner.log_dir) / FILE_NAME, dict(environment=self._environment, cost=cost, disturbed=timing.disturbed or None)
+        )
         return cost
 
     def _say(self, timing: Timing) -> None:
         wanted, budget_s = self.timing['repeats'], self.timing['budget_s']
         if timing.repeats < wanted:
-            print_log(f'{PREFIX}latency_ms is the median of {timing.repeats} calls: {wanted} do not fit into '
-                      f'budget_s={budget_s:g} of CostHook', logger='current')
+            print_log(
+                f'{PREFIX}latency_ms is the median of {timing.repeats} calls: {wanted} do not fit into '
+                f'budget_s={budget_s:g} of CostHook',
+                logger='current',
+            )
         if timing.disturbed:
-            print_log(f'{PREFIX}latency_ms is not what an idle machine would show: {timing.disturbed}', logger='current',
-                      level=logging.WARNING)
+            print_log(
+                f'{PREFIX}latency_ms is not what an idle machine would show: {timing.disturbed}',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _measure(self, model: nn.Module, loop, device: str) -> tuple[Timing, dict[str, float]]:
         with undisturbed(model):
@@ -127,9 +139,13 @@ class CostHook(Hook):
             timing = time_interleaved({'model': call}, device, **self.timing)['model']
             if isinstance(timing, Failure):
                 raise RuntimeError(str(timing))
-            cells: dict[str, Any] = dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
-                                         throughput_img_s=timing.throughput(self.batch), repeats=timing.repeats,
-                                         disturbed=bool(timing.disturbed))
+            cells: dict[str, Any] = dict(
+                latency_ms=timing.median,
+                latency_p90_ms=timing.p90,
+                throughput_img_s=timing.throughput(self.batch),
+                repeats=timing.repeats,
+                disturbed=bool(timing.disturbed),
+            )
             if (views, dtype) not in self._static:
                 self._static[views, dtype] = {**_size_cells(unwrap(model), views), **_memory_cells(call, model, device)}
         cells.update(self._static[views, dtype], height=views[0][0], width=views[0][1], batch=self.batch)
@@ -139,11 +155,11 @@ class CostHook(Hook):
     def _batch(self, model: nn.Module, dataset) -> tuple[dict | None, tuple[tuple[int, int], ...]]:
         """What the data loader would yield, and H, W of every view of an image."""
         if self.size is not None and not augments(model):
-            return None, (self.size, )
+            return None, (self.size,)
         sample = dataset[0]
         if not augments(model):
             data = {key: [sample[key]] * self.batch for key in ('inputs', 'data_samples')}
-            return data, (tuple(sample['inputs'].shape[-2:]), )
+            return data, (tuple(sample['inputs'].shape[-2:]),)
         data = {key: [[view] * self.batch for view in sample[key]] for key in ('inputs', 'data_samples')}
         return data, tuple(tuple(view.shape[-2:]) for view in sample['inputs'])
 
@@ -151,7 +167,7 @@ class CostHook(Hook):
 def _size_cells(model: nn.Module, views: tuple[tuple[int, int], ...]) -> dict[str, float]:
     """GMACs of all views, and parameters. What can't be counted is left out, and said."""
     # A deployed model's kernels are inside compiled functions: count on the one it was made from.
-    counted, = getattr(model, 'deployed_from', (model, ))
+    (counted,) = getattr(model, 'deployed_from', (model,))
     known: dict[tuple[int, int], dict[str, float]] = {}
     for size in dict.fromkeys(views):
         row = attempt(partial(complexity_row, counted, size))

@@ -27,4 +27,4 @@ class DeployHook(Hook):
         runner.model = deploy(runner.model, **self.options)
         # In a tuple: a reference, not a submodule. The cost hook counts on the model the copy was made from.
         deployed: Any = unwrap(runner.model)
-        deployed.deployed_from = (trained, )
+        deployed.deployed_from = (trained,)

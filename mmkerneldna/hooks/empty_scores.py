@@ -1,4 +1,5 @@
 """A detector that finds nothing at all has scores too: zero."""
+
 from typing import Any
 
 from mmdet.evaluation import CocoMetric
@@ -23,7 +24,13 @@ def fill_empty_scores(metrics: dict[str, Any], evaluator: Evaluator) -> dict[str
     added = {}
     for metric in evaluator.metrics:
         if isinstance(metric, CocoMetric):
-            added.update({f'{metric.prefix}/{kind}_{score}': 0.0 for kind in metric.metrics for score in COCO_SCORES
-                          if kind in ('bbox', 'segm') and f'{metric.prefix}/{kind}_mAP' not in metrics})
+            added.update(
+                {
+                    f'{metric.prefix}/{kind}_{score}': 0.0
+                    for kind in metric.metrics
+                    for score in COCO_SCORES
+                    if kind in ('bbox', 'segm') and f'{metric.prefix}/{kind}_mAP' not in metrics
+                }
+            )
     metrics.update(added)
     return added

@@ -1,4 +1,5 @@
 """The balance loss of mixture-of-experts convolutions, handed to the losses of any detector or segmenter."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -44,12 +45,15 @@ class MoELossHook(Hook):
         model = unwrap(runner.model)
         layers = moe_layers(model)
         if not layers:
-            raise ValueError('MoELossHook found no MoEConv2d in the model: swap some in, for instance with '
-                             "backbone=dict(type='DynamicConvs', conv=dict(type='MoEConv2d'), module=...), or remove the "
-                             'hook')
+            raise ValueError(
+                'MoELossHook found no MoEConv2d in the model: swap some in, for instance with '
+                "backbone=dict(type='DynamicConvs', conv=dict(type='MoEConv2d'), module=...), or remove the "
+                'hook'
+            )
         if not callable(getattr(model, 'loss', None)):
-            raise ValueError(f'MoELossHook needs a model with a method loss() that returns a dict, {type(model).__name__} '
-                             'has none')
+            raise ValueError(
+                f'MoELossHook needs a model with a method loss() that returns a dict, {type(model).__name__} has none'
+            )
         self._own = vars(model).get('loss')
         model.loss = self._wrapped(model.loss, layers)
         self._model = model

@@ -1,4 +1,5 @@
 """A hook that tells a display where a run is."""
+
 import time
 from typing import Any
 
@@ -32,8 +33,7 @@ class ProgressHook(Hook):
         """A resumed run begins in the middle."""
         self._began, self._first = time.monotonic(), runner.iter
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         """One more training iteration; time spent in evaluations counts."""
         history = runner.message_hub.log_scalars.get('train/loss')
         loss = None if history is None else float(history.mean(10))

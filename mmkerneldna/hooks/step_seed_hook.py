@@ -1,4 +1,5 @@
 """Random draws of a model that depend on (seed, rank, iteration) alone."""
+
 import random
 
 import numpy as np
@@ -19,6 +20,7 @@ def seed_all(*key: int) -> None:
 @HOOKS.register_module()
 class StepSeedHook(Hook):
     """Seeds the model's random draws by the iteration, so that a resumed run repeats an uninterrupted one."""
+
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

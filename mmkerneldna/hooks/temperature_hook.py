@@ -1,4 +1,5 @@
 """Temperature schedule of dynamic convolutions."""
+
 import math
 from typing import Any
 
@@ -45,12 +46,14 @@ class TemperatureHook(Hook):
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self,
-                 start: float | None = None,
-                 end: float | None = None,
-                 length: int | None = None,
-                 by_epoch: bool = True,
-                 schedule: str = 'linear') -> None:
+    def __init__(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        length: int | None = None,
+        by_epoch: bool = True,
+        schedule: str = 'linear',
+    ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f'schedule={schedule!r} must be one of {", ".join(map(repr, SCHEDULES))}')
         if length is not None and length < 1:
@@ -64,11 +67,15 @@ class TemperatureHook(Hook):
         """Find the layers and check that they take both ends of their schedule."""
         layers = layers_with_temperature(runner.model)
         if not layers:
-            raise ValueError('TemperatureHook found no layer with a temperature (DyConv2d, ODConv2d, KWConv2d, ...) in the '
-                             'model: remove the hook, or check which convolutions were swapped')
+            raise ValueError(
+                'TemperatureHook found no layer with a temperature (DyConv2d, ODConv2d, KWConv2d, ...) in the '
+                'model: remove the hook, or check which convolutions were swapped'
+            )
         if self.length and self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            raise ValueError(f'TemperatureHook(length={self.length}) counts epochs, but the run counts iterations: set '
-                             'by_epoch=False and give length in iterations')
+            raise ValueError(
+                f'TemperatureHook(length={self.length}) counts epochs, but the run counts iterations: set '
+                'by_epoch=False and give length in iterations'
+            )
         self._layers: list[tuple[Any, tuple[float, float]]] = [(layer, self.ends or _own_schedule(layer)) for layer in layers]
         for progress in (1, 0):
             self._set(progress)
@@ -94,6 +101,7 @@ class TemperatureHook(Hook):
 def _own_schedule(layer: nn.Module) -> tuple[float, float]:
     schedule = getattr(layer, 'temperature_schedule', None)
     if schedule is None:
-        raise ValueError(f'{type(layer).__name__} has a temperature and no temperature_schedule: give '
-                         'TemperatureHook(start=..., end=...)')
+        raise ValueError(
+            f'{type(layer).__name__} has a temperature and no temperature_schedule: give TemperatureHook(start=..., end=...)'
+        )
     return schedule

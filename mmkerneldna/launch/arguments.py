@@ -1,4 +1,5 @@
 """Command-line flags that several tools share."""
+
 import argparse
 import math
 import os
@@ -53,15 +54,25 @@ def add_device_argument(parser: argparse.ArgumentParser, **kwargs) -> None:
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """``--deploy --compile --cuda-graph``; ``what`` completes the help of the first one."""
     parser.add_argument('--deploy', action='store_true', help=f'{what} the deployed model: children baked, norms folded')
-    parser.add_argument('--compile', nargs='?', const=True, default=False, choices=['dynamic'],
-                        help='with --deploy: torch.compile at fixed sizes, or for any size')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const=True,
+        default=False,
+        choices=['dynamic'],
+        help='with --deploy: torch.compile at fixed sizes, or for any size',
+    )
     parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
 
 
 def add_length_arguments(parser: argparse.ArgumentParser) -> None:
     """``--max-epochs``, ``--max-iters``; see :func:`.shorten.scale_schedule`."""
-    parser.add_argument('--max-epochs', type=int, metavar='N', help='train N epochs: warm-up, decays, evaluations and '
-                        'checkpoints keep their share of the run')
+    parser.add_argument(
+        '--max-epochs',
+        type=int,
+        metavar='N',
+        help='train N epochs: warm-up, decays, evaluations and checkpoints keep their share of the run',
+    )
     parser.add_argument('--max-iters', type=int, metavar='N', help='the same for a config that counts iterations')
 
 
@@ -72,8 +83,12 @@ def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_variant_argument(parser: argparse.ArgumentParser, **options) -> None:
     """``--variant NAME``; ``options`` are more of argparse's."""
-    parser.add_argument('--variant', metavar='NAME', help='change the backbone of the config, which may be any of mmdet or '
-                        f'mmseg: {", ".join(VARIANTS)}', **options)
+    parser.add_argument(
+        '--variant',
+        metavar='NAME',
+        help=f'change the backbone of the config, which may be any of mmdet or mmseg: {", ".join(VARIANTS)}',
+        **options,
+    )
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -101,10 +116,14 @@ def deploy_options(args: argparse.Namespace) -> dict | None:
 def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Add what training and testing have in common, parse, and tell the launcher's rank to mmengine."""
     add_variant_argument(parser)
-    parser.add_argument('--corrupt-images', choices=['fatal', 'skip'], default='fatal',
-                        help='what to do about images that do not decode')
-    parser.add_argument('--unsafe-checkpoint', action='store_true',
-                        help='read files that hold more than weights; that can run code: only for files you trust')
+    parser.add_argument(
+        '--corrupt-images', choices=['fatal', 'skip'], default='fatal', help='what to do about images that do not decode'
+    )
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read files that hold more than weights; that can run code: only for files you trust',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

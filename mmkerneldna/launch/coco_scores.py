@@ -1,4 +1,5 @@
 """COCO scores by faster-coco-eval where it is installed: C++ in place of Python, the same numbers."""
+
 import importlib.util
 import logging
 
@@ -18,8 +19,11 @@ def use_fast_coco_scores(cfg: Config) -> None:
     if importlib.util.find_spec('faster_coco_eval') is None or METRICS.get(f'mmdet.{FAST}') is None:
         return
     if sum(_replace(cfg.get(key)) for key in ('val_evaluator', 'test_evaluator')):
-        print_log(f'COCO scores come from faster-coco-eval ({FAST} in place of {SLOW}): the same numbers, sooner',
-                  logger='current', level=logging.INFO)
+        print_log(
+            f'COCO scores come from faster-coco-eval ({FAST} in place of {SLOW}): the same numbers, sooner',
+            logger='current',
+            level=logging.INFO,
+        )
 
 
 def _replace(evaluator) -> int:

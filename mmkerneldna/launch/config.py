@@ -1,4 +1,5 @@
 """What the training and the test tool do to a config before a Runner gets it, for detection and segmentation alike."""
+
 import os
 import tempfile
 import traceback
@@ -86,8 +87,9 @@ def unsync_batch_norm(cfg: Config) -> None:
         return
     count = _replace_type(cfg.model, 'SyncBN', 'BN')
     if count:
-        print_log(f'SyncBN needs several GPU processes: {count} norm settings of the model are BN in this run.',
-                  logger='current')
+        print_log(
+            f'SyncBN needs several GPU processes: {count} norm settings of the model are BN in this run.', logger='current'
+        )
 
 
 def _replace_type(node, old: str, new: str) -> int:
@@ -128,8 +130,10 @@ def use_auto_scale_lr(cfg: Config) -> None:
         UsageError: the config does not say for what batch size its learning rate is.
     """
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise UsageError('--auto-scale-lr needs the batch size that the learning rate was chosen for: set '
-                         'auto_scale_lr=dict(base_batch_size=...) in the config')
+        raise UsageError(
+            '--auto-scale-lr needs the batch size that the learning rate was chosen for: set '
+            'auto_scale_lr=dict(base_batch_size=...) in the config'
+        )
     cfg.auto_scale_lr.enable = True
 
 
@@ -163,8 +167,10 @@ def set_resume(cfg: Config, resume: str | None, unsafe: bool = False) -> None:
         found = resume, read_checkpoint(resume, unsafe=unsafe)
     cfg.load_from, checkpoint = found
     if not {'meta', 'optimizer'} <= set(checkpoint):
-        raise UsageError(f'checkpoint {cfg.load_from} holds no optimizer state to resume; start from its weights with '
-                         f'--cfg-options load_from={cfg.load_from}')
+        raise UsageError(
+            f'checkpoint {cfg.load_from} holds no optimizer state to resume; start from its weights with '
+            f'--cfg-options load_from={cfg.load_from}'
+        )
     cfg.resume = True
     seed = checkpoint['meta'].get('seed')
     if seed is not None:
@@ -176,8 +182,15 @@ def join_cpu_processes(cfg: Config) -> None:
     if cfg.launcher != 'pytorch' or torch.cuda.is_available() or dist.is_initialized():
         return
     dist.init_process_group('gloo')
-    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                                             find_unused_parameters=cfg.get('find_unused_parameters', False)))
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
 
 
 def build_runner(cfg: Config, output: QuietOutput | None = None) -> Runner:

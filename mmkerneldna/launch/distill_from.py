@@ -1,4 +1,5 @@
 """``--distill-from CONFIG CHECKPOINT``: the model of any config learns from a teacher, with losses chosen for its task."""
+
 import argparse
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,13 @@ ONE_STAGE_PKD = 10.0  # of the paper; the weight for two stages is the default o
 
 def add_distill_argument(parser: argparse.ArgumentParser) -> None:
     """``--distill-from``; see :func:`use_distillation`."""
-    parser.add_argument('--distill-from', nargs=2, metavar=('CONFIG', 'CHECKPOINT'),
-                        help='learn from this trained model too: PKD on the levels of a detector with an FPN, CWD on the '
-                        'logits of a segmenter, else MSE on the levels')
+    parser.add_argument(
+        '--distill-from',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='learn from this trained model too: PKD on the levels of a detector with an FPN, CWD on the '
+        'logits of a segmenter, else MSE on the levels',
+    )
 
 
 def use_distillation(cfg: Config, teacher: Sequence[str] | None) -> None:
@@ -33,8 +38,9 @@ def use_distillation(cfg: Config, teacher: Sequence[str] | None) -> None:
     if cfg.model.get('type') == 'Distilled':
         raise UsageError('--distill-from: the config has a teacher already (model.type is Distilled); name the plain config')
     config, checkpoint = teacher
-    cfg.model = ConfigDict(type='Distilled', teacher=dict(cfg=config, checkpoint=checkpoint), student=cfg.model,
-                           losses=choose_losses(cfg.model))
+    cfg.model = ConfigDict(
+        type='Distilled', teacher=dict(cfg=config, checkpoint=checkpoint), student=cfg.model, losses=choose_losses(cfg.model)
+    )
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     if 'mmkerneldna' not in imports['imports']:
         cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmkerneldna'])

@@ -1,4 +1,5 @@
 """Unlabelled images for the tools that look at what a net computes: their flags, and the batches that these ask for."""
+
 import argparse
 from collections.abc import Iterable
 
@@ -14,10 +15,12 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     images = parser.add_mutually_exclusive_group()
     images.add_argument('--images', metavar='DIR', help='a folder of images, without labels')
     images.add_argument('--data', action='store_true', help="the config's training set; its labels are not used")
-    parser.add_argument('--batch', type=number(1),
-                        help="images per batch (default: 8 of a folder, the data loader's with --data)")
-    parser.add_argument('--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'),
-                        help='of the crops of --images')
+    parser.add_argument(
+        '--batch', type=number(1), help="images per batch (default: 8 of a folder, the data loader's with --data)"
+    )
+    parser.add_argument(
+        '--size', type=number(1), nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the crops of --images'
+    )
     parser.add_argument('--seed', type=seed, default=0)
 
 

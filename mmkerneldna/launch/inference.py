@@ -1,4 +1,5 @@
 """Predictions of trained models on pictures and videos, by upstream's inferencers."""
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Prediction:
         label_map (ndarray, optional): (H, W), class indices.
         ms (float): of the network with its preprocessing on the device and its post-processing.
     """
+
     picture: np.ndarray
     facts: dict[str, Any]
     label_map: np.ndarray | None
@@ -81,8 +83,11 @@ class Predictor:
     def _objects(self, result: dict) -> dict[str, Any]:
         masks = result.get('masks') or [None] * len(result['labels'])
         rows = zip(result['labels'], result['scores'], result['bboxes'], masks)
-        objects = [{'class': self.classes[label], 'score': score, 'box': box, 'mask': mask}
-                   for label, score, box, mask in rows if score >= self.score_thr]
+        objects = [
+            {'class': self.classes[label], 'score': score, 'box': box, 'mask': mask}
+            for label, score, box, mask in rows
+            if score >= self.score_thr
+        ]
         return dict(objects=[{key: value for key, value in item.items() if value is not None} for item in objects])
 
     def _areas(self, label_map: np.ndarray) -> dict[str, Any]:
@@ -102,8 +107,10 @@ def _inferencer_class(segments: bool) -> type:
     """Imported late: mmdet's and mmseg's ``apis`` import every data set."""
     if segments:
         from mmseg.apis import MMSegInferencer
+
         return MMSegInferencer
     from mmdet.apis import DetInferencer
+
     return DetInferencer
 
 
@@ -132,6 +139,7 @@ class Source:
         path (Path): the file.
         video (bool): whether it is a video.
     """
+
     path: Path
     video: bool = field(default=False)
 
@@ -192,5 +200,7 @@ def _video_fault(source: Source) -> str | None:
 def output_names(sources: Sequence[Source]) -> list[tuple[Source, str]]:
     """A name for the results of each source: its stem, or where two have the same one its path in words."""
     stems = [source.path.stem for source in sources]
-    return [(source, source.path.stem if stems.count(source.path.stem) == 1
-             else '_'.join(source.path.parts).replace('/', '')) for source in sources]
+    return [
+        (source, source.path.stem if stems.count(source.path.stem) == 1 else '_'.join(source.path.parts).replace('/', ''))
+        for source in sources
+    ]

@@ -1,4 +1,5 @@
 """Pictures side by side, each with a caption below."""
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,4 +1,5 @@
 """What tools/test.py may do with predictions: augment, draw, keep."""
+
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
@@ -21,13 +22,14 @@ def use_tta(cfg: Config) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    cfg.setdefault('tta_model', dict(type='DetTTAModel',
-                                     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    cfg.setdefault(
+        'tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    )
     if 'tta_pipeline' in cfg:
         return
     pipeline = deepcopy(innermost_dataset(cfg.test_dataloader.dataset).pipeline)
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
     pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [dict(type='PackDetInputs', meta_keys=keys)]])
     cfg.tta_pipeline = pipeline
 

@@ -1,4 +1,5 @@
 """Mistakes in a config that a library finds late, or never."""
+
 import logging
 from collections.abc import Iterator
 
@@ -27,8 +28,10 @@ def check_num_classes(cfg: Config) -> None:
     student = trained_model(cfg.model)
     for path, count in _head_classes(student, 'model' if student is cfg.model else 'model.student'):
         if classes is not None and count != len(classes):
-            raise UsageError(f'{path}.num_classes is {count}, and the training set {data.type} has {len(classes)} '
-                             f'classes: set {path}.num_classes={len(classes)}')
+            raise UsageError(
+                f'{path}.num_classes is {count}, and the training set {data.type} has {len(classes)} '
+                f'classes: set {path}.num_classes={len(classes)}'
+            )
 
 
 def _head_classes(node: dict, path: str) -> Iterator[tuple[str, int]]:
@@ -47,11 +50,14 @@ def warn_frozen_random(cfg: Config) -> None:
     backbone = model.get('backbone', {})
     loads = cfg.get('load_from') or model.get('pretrained') or backbone.get('init_cfg')
     if backbone.get('frozen_stages', -1) >= 0 and not loads:
-        print_log(f'the backbone freezes its stem and first {backbone.frozen_stages} stage(s) and loads no weights: '
-                  'they stay random. Give it weights (model.backbone.init_cfg.type=Pretrained '
-                  'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 '
-                  'model.backbone.norm_eval=False) by --cfg-options.',
-                  logger='current', level=logging.WARNING)
+        print_log(
+            f'the backbone freezes its stem and first {backbone.frozen_stages} stage(s) and loads no weights: '
+            'they stay random. Give it weights (model.backbone.init_cfg.type=Pretrained '
+            'model.backbone.init_cfg.checkpoint=FILE) or train all of it (model.backbone.frozen_stages=-1 '
+            'model.backbone.norm_eval=False) by --cfg-options.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def check_optimizer_type(cfg: Config) -> None:

@@ -3,6 +3,7 @@
 What other packages print, mmengine's log and Python's warnings are kept there. Warnings and errors of the log are shown too,
 unless the user can do nothing about them (:mod:`mmkerneldna._quiet` has the list).
 """
+
 import contextlib
 import io
 import logging

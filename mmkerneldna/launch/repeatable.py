@@ -5,6 +5,7 @@ samplers of RoIs draw other numbers after a resume. Here every draw depends on (
 draws for a sample on the sample's place in the data order, what the model draws on the iteration. So the number of
 workers doesn't matter either.
 """
+
 from collections.abc import Iterator, Sequence
 
 from mmengine.dist import get_rank
@@ -16,6 +17,7 @@ from ..hooks.step_seed_hook import seed_all
 
 class PlacedIndex(int):
     """An index that remembers its (epoch, place) in the data order, also across processes."""
+
     place: tuple
 
     def __new__(cls, index: int, place: tuple = (0, 0)):

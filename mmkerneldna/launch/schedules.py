@@ -4,6 +4,7 @@ mmengine builds the schedulers when training starts and then says which numbers 
 are built beforehand, by mmengine's own builder on an optimizer that is thrown away. A schedule that is merely longer
 than the run, or begins after its end, is fine there, and so it is here.
 """
+
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _LONG_EPOCH = 10**6
 
 class _Run(NamedTuple):
     """Length of a run as mmengine counts it: one counted in iterations is one epoch. None: not known yet."""
+
     epochs: int
     iterations: int | None
     epoch_length: int | None
@@ -104,7 +106,7 @@ def _optimizer(settings: dict, groups: list | None) -> torch.optim.Optimizer:
         per_group = settings.get('eta_max')
         groups = [{}] * (len(per_group) if isinstance(per_group, (list, tuple)) else 1)
     groups = [{**group, 'params': [torch.nn.Parameter(torch.zeros(1))]} for group in groups]
-    return torch.optim.SGD(groups, lr=1., momentum=0.9)
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
 
 
 def _check_total_steps(scheduler, what: str, path: str, run: _Run) -> None:

@@ -1,4 +1,5 @@
 """The parts of a config and the numbers in them: what a library would refuse without naming the setting, or not at all."""
+
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Real
@@ -11,14 +12,24 @@ from ..errors import UsageError
 SPLITS = ('train', 'val', 'test')
 _ABSENT = object()
 #: these are dicts where there are any
-_PARTS = ('model', 'model.backbone', 'model.data_preprocessor', 'optim_wrapper', 'optim_wrapper.optimizer', 'randomness',
-          'default_hooks', 'env_cfg', 'visualizer', 'auto_scale_lr',
-          *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'cfg', 'dataloader.dataset',
-                                                               'dataloader.sampler')))
+_PARTS = (
+    'model',
+    'model.backbone',
+    'model.data_preprocessor',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'randomness',
+    'default_hooks',
+    'env_cfg',
+    'visualizer',
+    'auto_scale_lr',
+    *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'cfg', 'dataloader.dataset', 'dataloader.sampler')),
+)
 
 
 class Number(NamedTuple):
     """What a setting may be."""
+
     low: float
     high: float = math.inf
     whole: bool = True
@@ -46,7 +57,7 @@ _NUMBERS = {
     'optim_wrapper.accumulative_counts': Number(1),
     'optim_wrapper.clip_grad.max_norm': Number(0, whole=False),
     'randomness.seed': SEED,
-    'default_hooks.checkpoint.interval': Number(1, also=(-1, )),
+    'default_hooks.checkpoint.interval': Number(1, also=(-1,)),
     'default_hooks.logger.interval': Number(1),
     'auto_scale_lr.base_batch_size': Number(1),
 }
@@ -90,8 +101,10 @@ def check_settings(cfg: Config, needed: Sequence[str] = ()) -> None:
     for split in SPLITS:
         loader = cfg.get(f'{split}_dataloader') or {}
         if loader.get('persistent_workers') and loader.get('num_workers') == 0:
-            raise UsageError(f'{split}_dataloader.num_workers is 0, and persistent_workers=True needs at least 1: set '
-                             f'{split}_dataloader.persistent_workers=False')
+            raise UsageError(
+                f'{split}_dataloader.num_workers is 0, and persistent_workers=True needs at least 1: set '
+                f'{split}_dataloader.persistent_workers=False'
+            )
 
 
 def _setting(cfg: Config, path: str):
@@ -105,4 +118,4 @@ def _setting(cfg: Config, path: str):
 
 
 def _listed(value) -> Iterator:
-    return iter(value) if isinstance(value, (list, tuple)) else iter(() if value in (_ABSENT, None) else (value, ))
+    return iter(value) if isinstance(value, (list, tuple)) else iter(() if value in (_ABSENT, None) else (value,))

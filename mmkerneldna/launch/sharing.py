@@ -1,4 +1,5 @@
 """Another sharing plan for the backbone of a config, from the command line."""
+
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -73,5 +74,6 @@ def set_sharing(cfg: Config, plan: Any | None = None, residual_rank: int | None 
     elif plan is not None:
         cfg.model.backbone = ConfigDict(type='KernelDNA', module=backbone, plan=plan, **options)
     elif options:
-        raise UsageError(f'--residual-rank needs children, and the backbone of the config, {backbone.type}, has none: add '
-                         '--plan')
+        raise UsageError(
+            f'--residual-rank needs children, and the backbone of the config, {backbone.type}, has none: add --plan'
+        )

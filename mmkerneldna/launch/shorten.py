@@ -1,4 +1,5 @@
 """A run of another length: ``--max-epochs`` and ``--max-iters`` scale every length in the config with it."""
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,8 +41,9 @@ def scale_schedule(cfg: Config, max_epochs: int | None = None, max_iters: int | 
         if key in cfg.train_cfg:
             cfg.train_cfg[key] = _count(cfg.train_cfg[key] * ratio)
     if cfg.train_cfg.get('dynamic_intervals'):
-        cfg.train_cfg.dynamic_intervals = [(_count(start * ratio), _count(interval * ratio))
-                                           for start, interval in cfg.train_cfg.dynamic_intervals]
+        cfg.train_cfg.dynamic_intervals = [
+            (_count(start * ratio), _count(interval * ratio)) for start, interval in cfg.train_cfg.dynamic_intervals
+        ]
     _scale_hooks(cfg, ratio)
 
 
@@ -110,7 +112,7 @@ def _scale_lengths(settings: ConfigDict, scale: Callable[[float], float]) -> Non
 def _scale_gamma(settings: ConfigDict, ratio: float) -> None:
     """A decay at every step: fewer steps, each of more."""
     if settings.type.startswith('Exponential'):
-        settings.gamma = settings.gamma**(1 / ratio)
+        settings.gamma = settings.gamma ** (1 / ratio)
 
 
 def _whole(value: float) -> float:
@@ -141,9 +143,16 @@ def _by_iteration(settings: ConfigDict, epochs: float) -> list[ConfigDict]:
     if 'milestones' not in settings:
         return [settings]
     kept = {key: value for key, value in settings.items() if key in ('param_name', 'by_epoch', 'convert_to_iter_based')}
-    return [ConfigDict(type=settings.type.replace('MultiStep', 'Constant'), factor=settings.get('gamma', 0.1),
-                       begin=settings.get('begin', 0) + milestone, end=2 * math.ceil(epochs), **kept)
-            for milestone in settings.milestones]
+    return [
+        ConfigDict(
+            type=settings.type.replace('MultiStep', 'Constant'),
+            factor=settings.get('gamma', 0.1),
+            begin=settings.get('begin', 0) + milestone,
+            end=2 * math.ceil(epochs),
+            **kept,
+        )
+        for milestone in settings.milestones
+    ]
 
 
 def _scale_hooks(cfg: Config, ratio: float) -> None:

@@ -1,4 +1,5 @@
 """A variant of the table for any config: ``--variant NAME``."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,10 @@ def use_variant(cfg: Config, name: str | None) -> None:
 def _change(cfg: Config, name: str) -> None:
     change = find_change(cfg, name)
     if change.skipped:
-        print_log(f'variant {name} changes the {_type_name(change.place[change.key])}, not the backbone ({change.skipped[0]})',
-                  logger='current')
+        print_log(
+            f'variant {name} changes the {_type_name(change.place[change.key])}, not the backbone ({change.skipped[0]})',
+            logger='current',
+        )
     _take(cfg, change)
 
 
@@ -65,6 +68,7 @@ class Change:
         module (nn.Module): the changed part, built.
         skipped (list[str]): the parts before it that can't be changed, and why.
     """
+
     place: Any
     key: Any
     changed: dict[str, Any]

@@ -1,4 +1,5 @@
 """Convolution layers, one paper idea per file."""
+
 from .child_conv import ChildConv2d
 from .cond_conv import CondConv2d
 from .dcd_conv import DCDConv2d
@@ -17,7 +18,23 @@ from .se_conv import SEConv2d
 from .swap import SwapError, build_dynamic_convs, swap_convs
 
 __all__ = [
-    'ChildConv2d', 'CondConv2d', 'DCDConv2d', 'DyConv2d', 'ExpertConv2d', 'FDConv2d', 'InputGate', 'KWConv2d',
-    'MoEConv2d', 'ODConv2d', 'SEConv2d', 'SwapError', 'build_dynamic_convs', 'build_pooled_norm', 'mixture_conv2d',
-    'modulate_kernel', 'per_sample_conv2d', 'pooled_norm', 'swap_convs'
+    'ChildConv2d',
+    'CondConv2d',
+    'DCDConv2d',
+    'DyConv2d',
+    'ExpertConv2d',
+    'FDConv2d',
+    'InputGate',
+    'KWConv2d',
+    'MoEConv2d',
+    'ODConv2d',
+    'SEConv2d',
+    'SwapError',
+    'build_dynamic_convs',
+    'build_pooled_norm',
+    'mixture_conv2d',
+    'modulate_kernel',
+    'per_sample_conv2d',
+    'pooled_norm',
+    'swap_convs',
 ]

@@ -27,9 +27,11 @@ def check_filters(kernel: Tensor) -> None:
     """
     empty = (kernel.flatten(1) == 0).all(1)
     if empty.any():
-        raise UsageError(f'filter {empty.nonzero()[0].item()} of a borrowed kernel is zero, so the factor of the norm behind '
-                         "the child can't be read off it and can't reach the child's low-rank residual; fold norms with "
-                         'mmkerneldna.deploy.deploy, or leave efficient_conv_bn_eval and fuse_conv_bn out')
+        raise UsageError(
+            f'filter {empty.nonzero()[0].item()} of a borrowed kernel is zero, so the factor of the norm behind '
+            "the child can't be read off it and can't reach the child's low-rank residual; fold norms with "
+            'mmkerneldna.deploy.deploy, or leave efficient_conv_bn_eval and fuse_conv_bn out'
+        )
 
 
 def filter_factor(scaled: Tensor, kernel: Tensor) -> Tensor:
@@ -67,22 +69,34 @@ class ChildConv2d(nn.Conv2d):
         ValueError: ``residual_rank`` below 0 or above the rank of the kernel as a matrix.
     """
 
-    def __init__(self,
-                 parent: nn.Conv2d,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 bias: bool = False,
-                 padding_mode: PaddingMode = 'zeros',
-                 reduction: int = 4,
-                 norm_cfg: dict | None = dict(type='BN'),
-                 residual_rank: int = 0,
-                 spatial_scale: bool = True) -> None:
+    def __init__(
+        self,
+        parent: nn.Conv2d,
+        stride=1,
+        padding=0,
+        dilation=1,
+        bias: bool = False,
+        padding_mode: PaddingMode = 'zeros',
+        reduction: int = 4,
+        norm_cfg: dict | None = dict(type='BN'),
+        residual_rank: int = 0,
+        spatial_scale: bool = True,
+    ) -> None:
         # On 'meta' the kernel that nn.Conv2d makes, to be replaced at once, costs neither memory nor random numbers.
-        super().__init__(parent.in_channels, parent.out_channels, pair(parent.kernel_size), stride, padding, dilation,
-                         parent.groups, False, padding_mode, device='meta')
+        super().__init__(
+            parent.in_channels,
+            parent.out_channels,
+            pair(parent.kernel_size),
+            stride,
+            padding,
+            dilation,
+            parent.groups,
+            False,
+            padding_mode,
+            device='meta',
+        )
         self.weight = parent.weight
-        self._parent = (parent, )  # in a tuple: a reference, not a submodule
+        self._parent = (parent,)  # in a tuple: a reference, not a submodule
         kernel: dict[str, Any] = dict(device=parent.weight.device, dtype=parent.weight.dtype)
         self.filter_scale = nn.Parameter(torch.zeros(self.out_channels, 1, 1, 1, **kernel))
         self.spatial_scale = None
@@ -102,16 +116,17 @@ class ChildConv2d(nn.Conv2d):
     def _add_residual(self, rank: int, kernel: dict) -> None:
         rows, columns = self.out_channels, self.weight[0].numel()
         if not 1 <= rank <= min(rows, columns):
-            raise ValueError(f'residual_rank={rank} must lie between 0 and {min(rows, columns)}, the rank of the kernel '
-                             f'{tuple(self.weight.shape)} as a {rows} x {columns} matrix')
+            raise ValueError(
+                f'residual_rank={rank} must lie between 0 and {min(rows, columns)}, the rank of the kernel '
+                f'{tuple(self.weight.shape)} as a {rows} x {columns} matrix'
+            )
         self.residual_b = nn.Parameter(torch.zeros(rows, rank, **kernel))
         self.residual_a = nn.Parameter(torch.randn(rank, columns, **kernel) * columns**-0.5)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, parent: nn.Conv2d, **options) -> 'ChildConv2d':
         """Child in the place of ``conv``: its stride, padding, dilation, bias and mode, the kernel of ``parent``."""
-        child = cls(parent, conv.stride, conv.padding, conv.dilation, conv.bias is not None, conv.padding_mode,
-                    **options)
+        child = cls(parent, conv.stride, conv.padding, conv.dilation, conv.bias is not None, conv.padding_mode, **options)
         if conv.bias is not None:
             child.bias = conv.bias
         return child.train(conv.training)
@@ -176,8 +191,20 @@ class ChildConv2d(nn.Conv2d):
             self._check_parent()
         gate = self.gate(input)
         if self.padding_mode == 'zeros' and can_recompute(input, self.padding):
-            return gated_conv2d(input, gate, weight, self.filter_scale, self.spatial_scale, bias, self.stride, self.padding,
-                                self.dilation, self.groups, residual_b, self.residual_a)
+            return gated_conv2d(
+                input,
+                gate,
+                weight,
+                self.filter_scale,
+                self.spatial_scale,
+                bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
+                residual_b,
+                self.residual_a,
+            )
         weight = modulate_kernel(weight, self.filter_scale, self.spatial_scale, residual_b, self.residual_a)
         return super()._conv_forward(input * gate, weight, bias)
 
@@ -188,10 +215,12 @@ class ChildConv2d(nn.Conv2d):
             UsageError: the parent has such a kernel, and this child none of its own.
         """
         if 'weight' in self._parameters and 'weight' not in self.parent._parameters:
-            raise UsageError('the parent of a ChildConv2d computes its kernel at run time now (pruning, spectral_norm, '
-                             'weight_norm or another parametrization), which a child can\'t borrow: make it permanent first '
-                             '(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or leave this conv out of '
-                             'the sharing plan')
+            raise UsageError(
+                'the parent of a ChildConv2d computes its kernel at run time now (pruning, spectral_norm, '
+                "weight_norm or another parametrization), which a child can't borrow: make it permanent first "
+                '(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or leave this conv out of '
+                'the sharing plan'
+            )
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:
         # .to() keeps a Parameter, to_empty() and moves from or to 'meta' make a new one per module: tie them again.

@@ -3,6 +3,7 @@
 CondConv: Conditionally Parameterized Convolutions for Efficient Inference, Yang et al., NeurIPS 2019,
 https://arxiv.org/abs/1904.04971
 """
+
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -48,19 +49,22 @@ class CondConv2d(ExpertConv2d):
         'MobileNetV2': ['layer5.[12].*', 'layer6.*', 'layer7.*'],
     }
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int = 8) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         num_experts)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int = 8,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, num_experts
+        )
         self.routing = nn.Linear(in_channels, num_experts)
         self.static_gain = num_experts / 2
         self.init_weights()

@@ -4,6 +4,7 @@ Revisiting Dynamic Convolution via Matrix Decomposition, Li et al., ICLR 2021, h
 
 Letters: N batch, C_in / C_out channels, k kernel side, L latent channels, L_k latent taps, H W input size.
 """
+
 import math
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from .static_start import StaticStart
 
 class Form(NamedTuple):
     """How a family of the released nets chooses the widths of a layer."""
+
     reduction: int  # of the fusion branch
     linear_std: float | None  # deviation of its linear layers at the start; None for torch's
 
@@ -38,13 +40,14 @@ def latent_width(form: str, in_channels: int, out_channels: int, pool_size: int)
     if form == 'resnet':
         return math.isqrt(features)
     divisor = 8 if in_channels < out_channels else 2
-    while min(features // divisor, out_channels // divisor)**2 > 2 * features:
+    while min(features // divisor, out_channels // divisor) ** 2 > 2 * features:
         divisor *= 2
     return max(min(features // divisor, out_channels // divisor), 4)
 
 
 class Fusion(NamedTuple):
     """The dynamic coefficients of a sample."""
+
     scale: Tensor  # Lambda(x), (N, C_out, 1, 1), each in (0, 2)
     phi: Tensor  # Phi(x), (N, L, L), of a depthwise layer (N, L, L_k)
 
@@ -129,30 +132,35 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
         'MobileNetV2': ['layer[2-7].*.expand_conv.*', 'layer[2-7].*.linear_conv.*', 'layer[2-7].*.conv.[02].conv'],
     }
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 form: str = 'resnet',
-                 latent_channels: int | None = None,
-                 pool_size: int | None = None,
-                 reduction: int | None = None,
-                 norm_cfg: dict | None = dict(type='BN')) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        form: str = 'resnet',
+        latent_channels: int | None = None,
+        pool_size: int | None = None,
+        reduction: int | None = None,
+        norm_cfg: dict | None = dict(type='BN'),
+    ) -> None:
         if groups != 1 and not groups == in_channels == out_channels:
-            raise ValueError(f'DCDConv2d fuses all channels (groups=1) or the taps of a depthwise kernel, and has no form for '
-                             f'groups={groups} with {in_channels} and {out_channels} channels: keep this convolution static')
+            raise ValueError(
+                f'DCDConv2d fuses all channels (groups=1) or the taps of a depthwise kernel, and has no form for '
+                f'groups={groups} with {in_channels} and {out_channels} channels: keep this convolution static'
+            )
         if form not in FORMS:
             raise ValueError(f'form={form!r} of a DCDConv2d must be one of {", ".join(map(repr, FORMS))}')
         pairs = [nn.modules.utils._pair(value) for value in (kernel_size, stride, dilation)]
         padding = padding if isinstance(padding, str) else nn.modules.utils._pair(padding)
-        super().__init__(in_channels, out_channels, pairs[0], pairs[1], padding, pairs[2], False, (0, 0), groups, bias,
-                         padding_mode)
+        super().__init__(
+            in_channels, out_channels, pairs[0], pairs[1], padding, pairs[2], False, (0, 0), groups, bias, padding_mode
+        )
         self.form = form
         if pool_size is None:
             pool_size = 2 if form == 'mobilenet' and in_channels < out_channels else 1
@@ -161,8 +169,9 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
             raise ValueError(f'latent_channels={latent_channels} and pool_size={pool_size} must be at least 1')
         phi_shape = (latent, max(1, math.prod(pairs[0]) // 2) if self.depthwise else latent)
         default = FORMS[form].reduction
-        hidden = hidden_channels(max(in_channels * pool_size**2, math.prod(phi_shape)),
-                                 default if reduction is None else reduction, default, 4)
+        hidden = hidden_channels(
+            max(in_channels * pool_size**2, math.prod(phi_shape)), default if reduction is None else reduction, default, 4
+        )
         self.fusion = FusionBranch(in_channels, out_channels, hidden, phi_shape, pool_size)
         if self.depthwise:
             self.p: nn.Linear | nn.Conv2d = nn.Linear(latent, out_channels, bias=False)
@@ -182,7 +191,7 @@ class DCDConv2d(StaticStart, nn.modules.conv._ConvNd):
 
     def _default_latent(self, pool_size: int) -> int:
         if self.depthwise:
-            return self.in_channels // 2**int(math.log2(math.sqrt(self.in_channels)))
+            return self.in_channels // 2 ** int(math.log2(math.sqrt(self.in_channels)))
         return latent_width(self.form, self.in_channels, self.out_channels, pool_size)
 
     @staticmethod

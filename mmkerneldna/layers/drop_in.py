@@ -1,4 +1,5 @@
 """What layers that are no ``nn.Conv2d`` need to stand in for one."""
+
 from typing import Literal
 
 import torch
@@ -9,8 +10,19 @@ PaddingMode = Literal['zeros', 'reflect', 'replicate', 'circular']
 
 def copy_geometry(layer: nn.Module, conv: nn.Conv2d) -> None:
     """Give ``layer``, which is no ``nn.Conv2d``, what upstream code (mmcv's ConvModule for one) asks a convolution for."""
-    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode',
-                 'transposed', 'output_padding', '_reversed_padding_repeated_twice'):
+    for name in (
+        'in_channels',
+        'out_channels',
+        'kernel_size',
+        'stride',
+        'padding',
+        'dilation',
+        'groups',
+        'padding_mode',
+        'transposed',
+        'output_padding',
+        '_reversed_padding_repeated_twice',
+    ):
         setattr(layer, name, getattr(conv, name))
 
 

@@ -2,6 +2,7 @@
 
 Dynamic Convolution: Attention over Convolution Kernels, Chen et al., CVPR 2020, https://arxiv.org/abs/1912.03458
 """
+
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -49,21 +50,24 @@ class DyConv2d(ExpertConv2d):
     # "every convolution layer but the first" (section 5.1), shortcuts included
     paper_patterns = {'ResNet': ['layer*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int = 4,
-                 reduction: int = 4,
-                 temperature: float = 1.0) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode,
-                         num_experts)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int = 4,
+        reduction: int = 4,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, num_experts
+        )
         self.temperature = check_temperature(temperature)
         self.attention = KernelAttention(in_channels, hidden_channels(in_channels, reduction, 4, 4), num_experts)
         if bias:

@@ -2,6 +2,7 @@
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from .static_start import StaticStart
 def check_num_experts(num_experts: int) -> None:
     """Raise ValueError unless ``num_experts`` is a whole number of at least one."""
     if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
-        raise ValueError(f'num_experts={num_experts!r} must be a whole number of at least 1; '
-                         'for a static convolution use Conv2d')
+        raise ValueError(
+            f'num_experts={num_experts!r} must be a whole number of at least 1; for a static convolution use Conv2d'
+        )
 
 
 def hidden_channels(channels: int, reduction: int, default: int, min_channels: int = 1) -> int:
@@ -31,8 +33,10 @@ def hidden_channels(channels: int, reduction: int, default: int, min_channels: i
     if min_channels < 1:
         raise ValueError(f'min_channels={min_channels} must be at least 1')
     if not 1 <= reduction <= max(channels, default):
-        raise ValueError(f'reduction={reduction} must lie between 1 and {max(channels, default)}, for it divides '
-                         f'{channels} channels (the default is {default})')
+        raise ValueError(
+            f'reduction={reduction} must lie between 1 and {max(channels, default)}, for it divides '
+            f'{channels} channels (the default is {default})'
+        )
     return max(channels // reduction, min_channels)
 
 
@@ -75,21 +79,24 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
     #: factor on the mixed kernel while the attention is neutral and the experts are alike
     static_gain = 1.0
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int = 4) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int = 4,
+    ) -> None:
         check_num_experts(num_experts)
         # on 'meta': the single kernel, replaced at once, costs neither memory nor random numbers
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode,
-                         device='meta')
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, device='meta'
+        )
         self.num_experts = num_experts
         self.weight = nn.Parameter(torch.empty(num_experts, *self.weight.shape))
         if bias:
@@ -102,8 +109,7 @@ class ExpertConv2d(StaticStart, nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def convolve(self, x: Tensor, attention: Tensor | None, bias: Tensor | None,
-                 scales: Sequence[Tensor] = ()) -> Tensor:
+    def convolve(self, x: Tensor, attention: Tensor | None, bias: Tensor | None, scales: Sequence[Tensor] = ()) -> Tensor:
         """Convolve with the mixed kernels, see :func:`.mixture.mixture_conv2d`."""
         x, padding = pad_for_mode(self, x)
         return mixture_conv2d(x, attention, self.weight, bias, self.stride, padding, self.dilation, self.groups, scales)

@@ -14,6 +14,7 @@ Where this differs from the authors' code (Linwei-Chen/FDConv), and why:
   ``released=True`` takes back these two, for converted checkpoints.
 - Grouped convolutions are possible: the spectrum is that of the (C_out k) x (C_in/g k) matrix.
 """
+
 import math
 
 import torch
@@ -137,20 +138,22 @@ class FDConv2d(StaticStart, nn.Module):
     # the convolutions of the residual branches: the authors leave stem and shortcuts static
     paper_patterns = {'ResNet': ['layer*.conv*']}
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int | None = None,
-                 reduction: int = 16,
-                 norm_cfg: dict | None = dict(type='BN'),
-                 released: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int | None = None,
+        reduction: int = 16,
+        norm_cfg: dict | None = dict(type='BN'),
+        released: bool = False,
+    ) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         copy_geometry(self, conv)
@@ -210,8 +213,10 @@ class FDConv2d(StaticStart, nn.Module):
         return assembled_conv2d(x, self.weight.shape, assemble, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
-                f'groups={self.groups}, num_experts={self.num_experts}')
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'groups={self.groups}, num_experts={self.num_experts}'
+        )
 
 
 def _check_groups(num_experts: int | None, frequencies: int) -> int:
@@ -219,6 +224,7 @@ def _check_groups(num_experts: int | None, frequencies: int) -> int:
         return min(NUM_GROUPS, frequencies)
     check_num_experts(num_experts)
     if num_experts > frequencies:
-        raise ValueError(f'num_experts={num_experts} is more than the {frequencies} frequencies of this kernel; '
-                         'each group needs one')
+        raise ValueError(
+            f'num_experts={num_experts} is more than the {frequencies} frequencies of this kernel; each group needs one'
+        )
     return num_experts

@@ -5,6 +5,7 @@ The maths of FDConv (Chen et al., CVPR 2025, https://arxiv.org/abs/2503.18783), 
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n frequency groups, H W input size.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,8 +52,10 @@ def released_groups(rows: int, cols: int, num_groups: int) -> Tensor:
     """
     count = rows * (cols // 2 + 1)
     if count % num_groups:
-        raise ValueError(f'the released order deals out {num_groups} groups of equal size, and the {count} frequencies of a '
-                         f'{rows} x {cols} matrix leave a rest: take another num_experts, or released=False')
+        raise ValueError(
+            f'the released order deals out {num_groups} groups of equal size, and the {count} frequencies of a '
+            f'{rows} x {cols} matrix leave a rest: take another num_experts, or released=False'
+        )
     # their very norm in their precision: by its rounding, distances are equal or not
     axes = torch.fft.fftfreq(rows, dtype=torch.float32), torch.fft.rfftfreq(cols, dtype=torch.float32)
     grid = torch.meshgrid(*axes, indexing='ij')
@@ -112,6 +115,8 @@ def _radius(height: int, width: int, device: torch.device, released: bool) -> Te
     sides = (RELEASED_MASK, RELEASED_MASK) if released else (height, width)
     rows, cols = torch.fft.fftfreq(sides[0], device=device).abs(), torch.fft.rfftfreq(sides[1], device=device)
     if released:
-        rows, cols = (F.interpolate(axis[None, None], size, mode='nearest')[0, 0]
-                      for axis, size in ((rows, height), (cols, width // 2 + 1)))
+        rows, cols = (
+            F.interpolate(axis[None, None], size, mode='nearest')[0, 0]
+            for axis, size in ((rows, height), (cols, width // 2 + 1))
+        )
     return torch.maximum(rows[:, None], cols[None])

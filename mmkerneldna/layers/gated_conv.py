@@ -11,6 +11,7 @@ start, a backward pass that is itself to be differentiated (``create_graph=True`
 
 Letters: N batch, C_in / C_out channels, G groups, k kernel size.
 """
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,8 +33,13 @@ def low_rank(residual_b: Tensor, residual_a: Tensor) -> Tensor:
         return residual_b @ residual_a
 
 
-def modulate_kernel(weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
-                    residual_b: Tensor | None = None, residual_a: Tensor | None = None) -> Tensor:
+def modulate_kernel(
+    weight: Tensor,
+    filter_scale: Tensor,
+    spatial_scale: Tensor | None,
+    residual_b: Tensor | None = None,
+    residual_a: Tensor | None = None,
+) -> Tensor:
     """W * (1 + filter_scale) * (1 + spatial_scale) + B A.
 
     The two small factors are joined first: the kernel itself is read and written once.
@@ -59,8 +65,14 @@ def can_recompute(x: Tensor, padding) -> bool:
     torch.compile decides by itself what to compute again), a transform of ``torch.func`` or forward-mode differentiation, nor
     with padding by name.
     """
-    return (isinstance(x, Tensor) and torch.is_grad_enabled() and not isinstance(padding, str)
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not _transformed())
+    return (
+        isinstance(x, Tensor)
+        and torch.is_grad_enabled()
+        and not isinstance(padding, str)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not _transformed()
+    )
 
 
 def _transformed() -> bool:
@@ -73,9 +85,20 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
-                 bias: Tensor | None, stride: Sequence[int], padding: PaddingLike, dilation: Sequence[int],
-                 groups: int, residual_b: Tensor | None = None, residual_a: Tensor | None = None) -> Tensor:
+def gated_conv2d(
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    filter_scale: Tensor,
+    spatial_scale: Tensor | None,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: PaddingLike,
+    dilation: Sequence[int],
+    groups: int,
+    residual_b: Tensor | None = None,
+    residual_a: Tensor | None = None,
+) -> Tensor:
     """The child's convolution, keeping its arguments alone for the backward pass.
 
     Follows autocast.
@@ -94,12 +117,12 @@ def gated_conv2d(x: Tensor, gate: Tensor, weight: Tensor, filter_scale: Tensor, 
         Tensor: (N, C_out, H', W').
     """
     geometry = (stride, padding, dilation, groups)
-    return _GatedConv2d.apply(x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a, bias, geometry,
-                              autocast_dtype(x))
+    return _GatedConv2d.apply(
+        x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a, bias, geometry, autocast_dtype(x)
+    )
 
 
 class _GatedConv2d(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a, bias, geometry, dtype):
         ctx.save_for_backward(x, gate, weight, filter_scale, spatial_scale, residual_b, residual_a)
@@ -117,11 +140,21 @@ class _GatedConv2d(torch.autograd.Function):
         need_x, need_gate, *need_kernel, need_bias = ctx.needs_input_grad[:8]
         stride, padding, dilation, groups = ctx.geometry
         grad_scaled, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
-            grad, _in(x * gate, ctx.dtype), _in(modulate_kernel(*kernel_parts), ctx.dtype), ctx.bias and ctx.bias[0], stride,
-            padding, dilation, False, [0, 0], groups, [need_x or need_gate, any(need_kernel), need_bias])
+            grad,
+            _in(x * gate, ctx.dtype),
+            _in(modulate_kernel(*kernel_parts), ctx.dtype),
+            ctx.bias and ctx.bias[0],
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [need_x or need_gate, any(need_kernel), need_bias],
+        )
         grad_gate = (grad_scaled * x).sum((2, 3), keepdim=True).to(gate.dtype) if need_gate else None
         grad_x = _multiplied(grad_scaled, gate).to(x.dtype) if need_x else None
-        grads = (None, ) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, need_kernel, *kernel_parts)
+        grads = (None,) * 5 if grad_kernel is None else _kernel_grads(grad_kernel, need_kernel, *kernel_parts)
         return grad_x, grad_gate, *grads, grad_bias.to(ctx.bias[1]) if need_bias else None, None, None
 
     @staticmethod
@@ -136,8 +169,9 @@ class _GatedConv2d(torch.autograd.Function):
         return (*plain_gradients(plain, (*ctx.saved_tensors, zero), ctx.needs_input_grad[:8], grad), None, None)
 
 
-def plain_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool],
-                    grad: Tensor) -> list[Tensor | None]:
+def plain_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
     """Gradients of ``function`` by each input that needs one, themselves differentiable."""
     # Aliases: where one input was computed from another, the gradient must not run on along that way.
     aliases = [t if t is None else t.view_as(t) for t in inputs]
@@ -151,8 +185,15 @@ def _in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _kernel_grads(grad: Tensor, needed: Sequence[bool], weight: Tensor, filter_scale: Tensor, spatial_scale: Tensor | None,
-                  residual_b: Tensor | None, residual_a: Tensor | None) -> tuple[Tensor | None, ...]:
+def _kernel_grads(
+    grad: Tensor,
+    needed: Sequence[bool],
+    weight: Tensor,
+    filter_scale: Tensor,
+    spatial_scale: Tensor | None,
+    residual_b: Tensor | None,
+    residual_a: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     """Gradients of kernel, filter scale, spatial scale and the residual's two factors from that of the modulated kernel."""
     need_weight, need_filter, need_spatial, need_b, need_a = needed
     grad = grad.to(weight.dtype)

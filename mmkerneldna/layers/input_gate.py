@@ -27,11 +27,9 @@ class InputGate(nn.Module):
         ValueError: ``reduction`` below 1 or above ``channels``.
     """
 
-    def __init__(self,
-                 channels: int,
-                 reduction: int = 4,
-                 norm_cfg: dict | None = dict(type='BN'),
-                 calibrate: bool = False) -> None:
+    def __init__(
+        self, channels: int, reduction: int = 4, norm_cfg: dict | None = dict(type='BN'), calibrate: bool = False
+    ) -> None:
         super().__init__()
         if not 1 <= reduction <= channels:
             raise ValueError(f'reduction={reduction} of an input gate must lie between 1 and its {channels} channels')

@@ -5,6 +5,7 @@ KernelWarehouse: Rethinking the Design of Dynamic Convolution, Li and Yao, ICML 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, m mixtures of a kernel, n cells of a warehouse, c_in / c_out
 channels of a cell.
 """
+
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -66,8 +67,9 @@ class CellAttention(nn.Module):
     keeps the attention small where a warehouse has many cells (the paper's ResNet-50 at a budget of 1/2).
     """
 
-    def __init__(self, channels: int, place: LayerCells, num_cells: int, hidden: int, nonlocal_basis_ratio: float,
-                 norm_cfg: dict | None) -> None:
+    def __init__(
+        self, channels: int, place: LayerCells, num_cells: int, hidden: int, nonlocal_basis_ratio: float, norm_cfg: dict | None
+    ) -> None:
         super().__init__()
         mixtures = place.num_mixtures
         self.start, self.owned = place.start, place.owned
@@ -115,7 +117,7 @@ class CellAttention(nn.Module):
         own, basis, zero = values.split([self.owned, values.shape[-1] - self.owned - 1, 1], dim=-1)
         assert self.fc3 is not None and self.basis_bias is not None
         others = self.fc3(basis)
-        logits = torch.cat([others[..., :self.start], own, others[..., self.start:], zero], dim=-1)
+        logits = torch.cat([others[..., : self.start], own, others[..., self.start :], zero], dim=-1)
         return logits.flatten(1) + self.basis_bias
 
 
@@ -165,37 +167,43 @@ class KWConv2d(StaticStart, nn.Module):
         'MobileNetV2': ['conv1.*', 'layer*', 'conv2.*'],
     }
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 budget: float = 1,
-                 cell_in_ratio: float = 1,
-                 cell_out_ratio: float = 1,
-                 reduction: int = 16,
-                 norm_cfg: dict | None = dict(type='BN'),
-                 temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        budget: float = 1,
+        cell_in_ratio: float = 1,
+        cell_out_ratio: float = 1,
+        reduction: int = 16,
+        norm_cfg: dict | None = dict(type='BN'),
+        temperature: float = 0.0,
+    ) -> None:
         super().__init__()
         self._set_geometry(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                      device='meta'))
+            nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device='meta'
+            )
+        )
         plan = plan_warehouse({'this layer': self.kernel_shape}, budget, cell_in_ratio, cell_out_ratio)
         self._draw_on(Warehouse(plan), plan, plan.layers['this layer'], True, reduction, norm_cfg, temperature)
 
     @classmethod
-    def build_swapped(cls,
-                      convs: Mapping[str, nn.Conv2d],
-                      budget: PerWarehouse = 1,
-                      cell_in_ratio: PerWarehouse = 1,
-                      cell_out_ratio: PerWarehouse = 1,
-                      sharing: str = 'stage',
-                      **attention_cfg) -> dict[str, 'KWConv2d']:
+    def build_swapped(
+        cls,
+        convs: Mapping[str, nn.Conv2d],
+        budget: PerWarehouse = 1,
+        cell_in_ratio: PerWarehouse = 1,
+        cell_out_ratio: PerWarehouse = 1,
+        sharing: str = 'stage',
+        **attention_cfg,
+    ) -> dict[str, 'KWConv2d']:
         """Layers for ``convs`` that share warehouses.
 
         Args:
@@ -233,15 +241,23 @@ class KWConv2d(StaticStart, nn.Module):
         copy_geometry(self, conv)
         self.bias = None if conv.bias is None else nn.Parameter(torch.zeros(conv.out_channels))
 
-    def _draw_on(self, warehouse: Warehouse, plan: WarehousePlan, place: LayerCells, owns: bool, reduction: int = 16,
-                 norm_cfg: dict | None = dict(type='BN'), temperature: float = 0.0,
-                 nonlocal_basis_ratio: float = 1) -> None:
+    def _draw_on(
+        self,
+        warehouse: Warehouse,
+        plan: WarehousePlan,
+        place: LayerCells,
+        owns: bool,
+        reduction: int = 16,
+        norm_cfg: dict | None = dict(type='BN'),
+        temperature: float = 0.0,
+        nonlocal_basis_ratio: float = 1,
+    ) -> None:
         self.place = place
         self.temperature = temperature
         hidden = hidden_channels(self.in_channels, reduction, default=16, min_channels=16)
         self.attention = CellAttention(self.in_channels, place, plan.num_cells, hidden, nonlocal_basis_ratio, norm_cfg)
         self.warehouse = warehouse if owns else None
-        self._shared = (warehouse, )  # in a tuple: a reference, not a second submodule
+        self._shared = (warehouse,)  # in a tuple: a reference, not a second submodule
         self.init_weights()
 
     @property
@@ -262,14 +278,15 @@ class KWConv2d(StaticStart, nn.Module):
     @temperature.setter
     def temperature(self, value: float) -> None:
         if not 0 <= value <= 1:
-            raise ValueError(f'temperature={value} of a KWConv2d must lie between 0 (trained) and 1 (the initial '
-                             'assignment alone)')
+            raise ValueError(
+                f'temperature={value} of a KWConv2d must lie between 0 (trained) and 1 (the initial assignment alone)'
+            )
         self._temperature = float(value)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Kaiming-normal (fan out) for the layer's own cells, as the authors' code, and its attention."""
-        own = self.cells[self.place.start:self.place.start + self.place.owned]
+        own = self.cells[self.place.start : self.place.start + self.place.owned]
         nn.init.kaiming_normal_(own.flatten(0, 1), mode='fan_out', nonlinearity='relu')
         self.attention.init_weights()
         if self.bias is not None:
@@ -280,8 +297,10 @@ class KWConv2d(StaticStart, nn.Module):
         homeless = sum(cell >= len(self.cells) for cell in self.place.assignment)
         if not homeless:
             return None
-        return (f'{homeless} of its {self.place.num_mixtures} mixtures have no cell of their own: with a budget below 1 no '
-                'setting of the cells is a given kernel')
+        return (
+            f'{homeless} of its {self.place.num_mixtures} mixtures have no cell of their own: with a budget below 1 no '
+            'setting of the cells is a given kernel'
+        )
 
     def seed(self, kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
         """See :class:`.static_start.StaticStart`."""
@@ -298,10 +317,22 @@ class KWConv2d(StaticStart, nn.Module):
         attention = self.attention(x, self.temperature)
         x, padding = pad_for_mode(self, x)
         cell_shape, splits = self.cells.shape[1:], self.place.splits
-        return bank_conv2d(x, attention, self.cells.flatten(1), lambda mixed: place_mixtures(mixed, cell_shape, splits),
-                           self.kernel_shape, self.bias, self.stride, padding, self.dilation, self.groups)
+        return bank_conv2d(
+            x,
+            attention,
+            self.cells.flatten(1),
+            lambda mixed: place_mixtures(mixed, cell_shape, splits),
+            self.kernel_shape,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+        )
 
     def extra_repr(self) -> str:
-        return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
-                f'groups={self.groups}, mixtures={self.place.num_mixtures}, cells={tuple(self.cells.shape)}'
-                f"{'' if self.warehouse is not None else ', shared warehouse'}")
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'groups={self.groups}, mixtures={self.place.num_mixtures}, cells={tuple(self.cells.shape)}'
+            f'{"" if self.warehouse is not None else ", shared warehouse"}'
+        )

@@ -6,6 +6,7 @@ A kernel (C_out, C_in/g, k, k) is cut into mixtures of the shape of a cell, (c_o
 c_out and c_in are the greatest common divisors of the channels of all kernels of the warehouse, times the cell ratios. A
 warehouse of budget b holds b cells per mixture.
 """
+
 import math
 import re
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class LayerCells:
         owned: number of its own cells.
         assignment: per mixture, the cell it starts from; ``num_cells`` stands for the zero cell (the paper's beta).
     """
+
     splits: tuple[int, int, int, int]
     start: int
     owned: int
@@ -68,13 +70,15 @@ class LayerCells:
 @dataclass(frozen=True)
 class WarehousePlan:
     """Cells of one warehouse, (num_cells, *cell_shape), and the layers that draw on it."""
+
     num_cells: int
     cell_shape: tuple[int, int]
     layers: dict[str, LayerCells]
 
 
-def plan_warehouse(shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio: float = 1,
-                   cell_out_ratio: float = 1) -> WarehousePlan:
+def plan_warehouse(
+    shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio: float = 1, cell_out_ratio: float = 1
+) -> WarehousePlan:
     """Cut the kernels of one warehouse into cells (paper, sections 3.2 and 3.3).
 
     Args:
@@ -96,8 +100,9 @@ def plan_warehouse(shapes: Mapping[str, Shape], budget: float = 1, cell_in_ratio
     layers, start = {}, 0
     for path, split in splits.items():
         mixtures = math.prod(split)
-        layers[path] = LayerCells(split, start, mixtures * step // per_cell,
-                                  _assign(mixtures, start, step, per_cell, num_cells))
+        layers[path] = LayerCells(
+            split, start, mixtures * step // per_cell, _assign(mixtures, start, step, per_cell, num_cells)
+        )
         start += layers[path].owned
     return WarehousePlan(num_cells, (c_out, c_in), layers)
 
@@ -155,7 +160,7 @@ def _stage_and_role(path: str, convs) -> tuple[str, str]:
             role = 'expand_conv' if convs[path].out_channels > convs[path].in_channels else 'linear_conv'
         if staged['block'] == '0' and role not in _STAY:
             stage = max(stage - 1, 1)
-        return f"{staged['prefix']}layer{stage}", role
+        return f'{staged["prefix"]}layer{stage}', role
     if tail:
         last = _last_stage(tail['prefix'], convs)
         if last:
@@ -186,17 +191,21 @@ def _cell_channels(channels: list[int], ratio: float, option: str) -> int:
         raise ValueError(f'{option}={ratio} must be positive')
     cell = max(int(divisor * ratio), 1)
     if divisor % cell:
-        raise ValueError(f'{option}={ratio} gives cells of {cell} channels, which do not divide the {divisor} channels that '
-                         'the layers of this warehouse have in common; choose 1, 0.5, 0.25, ...')
+        raise ValueError(
+            f'{option}={ratio} gives cells of {cell} channels, which do not divide the {divisor} channels that '
+            'the layers of this warehouse have in common; choose 1, 0.5, 0.25, ...'
+        )
     return cell
 
 
 def _check_whole(splits, budget, per_cell) -> None:
     for path, split in splits.items():
         if math.prod(split) % per_cell:
-            raise ValueError(f'budget={budget} needs {per_cell} mixtures per cell, but the kernel of {path} consists of '
-                             f'{math.prod(split)}; cut it finer with cell_in_ratio=0.5 and cell_out_ratio=0.5, or leave '
-                             'the layer out of the warehouse')
+            raise ValueError(
+                f'budget={budget} needs {per_cell} mixtures per cell, but the kernel of {path} consists of '
+                f'{math.prod(split)}; cut it finer with cell_in_ratio=0.5 and cell_out_ratio=0.5, or leave '
+                'the layer out of the warehouse'
+            )
 
 
 def _check_logits(shapes, splits, num_cells, cell) -> None:
@@ -206,9 +215,11 @@ def _check_logits(shapes, splits, num_cells, cell) -> None:
         return
     odd = max(shapes, key=lambda p: _common_without(shapes, p))
     hint = f'{odd} {tuple(shapes[odd])} has least in common with the others' if len(shapes) > 1 else 'it is the only one'
-    raise ValueError(f'cells of {cell[0]} x {cell[1]} channels are too small: {path} would need {logits:,} attentions '
-                     f'(at most {MAX_LOGITS:,}). Of the {len(shapes)} layers of this warehouse {hint}; exclude it, or use '
-                     "larger cell ratios, or sharing='layer'")
+    raise ValueError(
+        f'cells of {cell[0]} x {cell[1]} channels are too small: {path} would need {logits:,} attentions '
+        f'(at most {MAX_LOGITS:,}). Of the {len(shapes)} layers of this warehouse {hint}; exclude it, or use '
+        "larger cell ratios, or sharing='layer'"
+    )
 
 
 def _common_without(shapes, path) -> int:

@@ -1,4 +1,5 @@
 """Which convolutions of a net a layer takes: by pattern, by its paper, or by one rule for every other net."""
+
 import difflib
 import fnmatch
 import re
@@ -53,13 +54,17 @@ def match_convs(module: nn.Module, cls: type, include: Sequence[str] | None, exc
     for pattern in (*(include or ()), *exclude):
         if not matching(every, pattern):
             near = difflib.get_close_matches(pattern.removeprefix('re:'), every, n=3, cutoff=0.0)
-            raise SwapError(f'{cls.__name__}: pattern {pattern!r} matches no convolution of {type(module).__name__}; '
-                            f"nearest paths: {', '.join(near) or 'it has none'}")
+            raise SwapError(
+                f'{cls.__name__}: pattern {pattern!r} matches no convolution of {type(module).__name__}; '
+                f'nearest paths: {", ".join(near) or "it has none"}'
+            )
     chosen = _default_convs(module, cls) if include is None else any_matching(every, include)
     left = set(chosen) - any_matching(every, exclude)
     if not left:
-        raise SwapError(f'{cls.__name__}: include={include} without exclude={exclude} leaves no convolution of '
-                        f'{type(module).__name__}; its first paths: {", ".join(every[:5]) or "none"}')
+        raise SwapError(
+            f'{cls.__name__}: include={include} without exclude={exclude} leaves no convolution of '
+            f'{type(module).__name__}; its first paths: {", ".join(every[:5]) or "none"}'
+        )
     return [path for path in every if path in left]
 
 
@@ -97,23 +102,36 @@ def free_convs(module: nn.Module) -> dict[str, nn.Conv2d]:
         if isinstance(m, _ConvNd):
             owners[id(m.weight)] = owners.get(id(m.weight), 0) + 1
     others = {*inner_convs(module), *_attention_convs(module)}
-    return {path: m for path, m in module.named_modules()
-            if is_plain_conv(m) and path and path not in others and owners[id(m.weight)] == 1}
+    return {
+        path: m
+        for path, m in module.named_modules()
+        if is_plain_conv(m) and path and path not in others and owners[id(m.weight)] == 1
+    }
 
 
 def inner_convs(module: nn.Module) -> list[str]:
     """Convolutions inside another one: the offsets of a deformable convolution, which start at zero, and the like."""
     outer = [path for path, m in module.named_modules() if path and (isinstance(m, _ConvNd) or hasattr(m, 'deform_groups'))]
-    return [f'{path}.{name}' for path in outer for name, m in module.get_submodule(path).named_modules()
-            if name and isinstance(m, _ConvNd)]
+    return [
+        f'{path}.{name}'
+        for path in outer
+        for name, m in module.get_submodule(path).named_modules()
+        if name and isinstance(m, _ConvNd)
+    ]
 
 
 def _attention_convs(module: nn.Module) -> list[str]:
     """Convolutions beside a global pool, in a ConvModule or bare: of squeeze and excitation and its relatives."""
-    pooled = {path.rpartition('.')[0] for path, m in module.named_modules()
-              if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))} - {''}
-    return [path for path, m in module.named_modules() if isinstance(m, nn.Conv2d)
-            and pooled & {path.rpartition('.')[0], path.rpartition('.')[0].rpartition('.')[0]}]
+    pooled = {
+        path.rpartition('.')[0]
+        for path, m in module.named_modules()
+        if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1))
+    } - {''}
+    return [
+        path
+        for path, m in module.named_modules()
+        if isinstance(m, nn.Conv2d) and pooled & {path.rpartition('.')[0], path.rpartition('.')[0].rpartition('.')[0]}
+    ]
 
 
 def describe_convs(module: nn.Module) -> str:

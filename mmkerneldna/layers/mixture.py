@@ -8,6 +8,7 @@ nor in the backward pass: each part of the batch (:func:`.per_sample.part_size`)
 and mixed again when its gradients are. Kept, they would be N / n times the parameters of the layer: 300 MB for one layer of
 512 channels at a batch of 32.
 """
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,16 +31,18 @@ from .per_sample import (
 )
 
 
-def mixture_conv2d(x: Tensor,
-                   attention: Tensor | None,
-                   experts: Tensor,
-                   bias: Tensor | None = None,
-                   stride: Pair = 1,
-                   padding: PaddingLike = 0,
-                   dilation: Pair = 1,
-                   groups: int = 1,
-                   scales: Sequence[Tensor] = (),
-                   strategy: str | None = None) -> Tensor:
+def mixture_conv2d(
+    x: Tensor,
+    attention: Tensor | None,
+    experts: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    scales: Sequence[Tensor] = (),
+    strategy: str | None = None,
+) -> Tensor:
     """Convolve sample i with the kernel ``sum_j attention[i, j] * experts[j]``, times each of ``scales[...][i]``.
 
     Args:
@@ -74,22 +77,25 @@ def mixture_conv2d(x: Tensor,
         kernels = mixed.unflatten(1, piece_shape)
         return _scaled(kernels.permute(0, 1, 4, 2, 3) if channels_last else kernels, factors, attention is not None)
 
-    return bank_conv2d(x, attention, bank.flatten(1), place, experts.shape[1:], bias, **geometry, factors=scales,
-                       strategy=strategy)
+    return bank_conv2d(
+        x, attention, bank.flatten(1), place, experts.shape[1:], bias, **geometry, factors=scales, strategy=strategy
+    )
 
 
-def bank_conv2d(x: Tensor,
-                attention: Tensor | None,
-                bank: Tensor,
-                place: Callable[..., Tensor],
-                kernel_shape: Sequence[int],
-                bias: Tensor | None = None,
-                stride: Pair = 1,
-                padding: PaddingLike = 0,
-                dilation: Pair = 1,
-                groups: int = 1,
-                factors: Sequence[Tensor] = (),
-                strategy: str | None = None) -> Tensor:
+def bank_conv2d(
+    x: Tensor,
+    attention: Tensor | None,
+    bank: Tensor,
+    place: Callable[..., Tensor],
+    kernel_shape: Sequence[int],
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    factors: Sequence[Tensor] = (),
+    strategy: str | None = None,
+) -> Tensor:
     """Convolve each sample with the kernel that ``place`` makes of its mixtures of the pieces of a bank.
 
     Follows autocast.
@@ -111,25 +117,34 @@ def bank_conv2d(x: Tensor,
     """
     geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if not len(x) or not can_recompute(x, padding):
-        return assembled_conv2d(x, kernel_shape, lambda part: place(_mix(attention, bank, part), *_of(factors, part)), bias,
-                                **geometry, strategy=strategy)
+        return assembled_conv2d(
+            x,
+            kernel_shape,
+            lambda part: place(_mix(attention, bank, part), *_of(factors, part)),
+            bias,
+            **geometry,
+            strategy=strategy,
+        )
     strategy = check_strategy(strategy, x, kernel_shape, **geometry)
     y = _BankConv2d.apply(x, attention, bank, place, kernel_shape, geometry, strategy, autocast_dtype(x), *factors)
     return add_bias(y, bias)
 
 
 class _BankConv2d(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, attention, bank, place, kernel_shape, geometry, strategy, dtype, *factors):
         ctx.save_for_backward(x, attention, bank, *factors)
         ctx.place, ctx.geometry, ctx.strategy, ctx.dtype = place, geometry, strategy, dtype
         ctx.step = part_size(strategy, x, kernel_shape, geometry['stride'])
         x, bank = _cast(x, dtype), _cast(bank, dtype)
-        return join([
-            convolve_part(strategy, x[part], _cast(place(_mix(attention, bank, part), *_of(factors, part)), dtype), **geometry)
-            for part in parts_of(len(x), ctx.step)
-        ])
+        return join(
+            [
+                convolve_part(
+                    strategy, x[part], _cast(place(_mix(attention, bank, part), *_of(factors, part)), dtype), **geometry
+                )
+                for part in parts_of(len(x), ctx.step)
+            ]
+        )
 
     @staticmethod
     def backward(ctx, grad):
@@ -139,21 +154,30 @@ class _BankConv2d(torch.autograd.Function):
         need_x, need_attention, need_bank = ctx.needs_input_grad[:3]
         need_factors = ctx.needs_input_grad[8:]
         x_cast, bank_cast = _cast(x, ctx.dtype), _cast(bank, ctx.dtype)
-        grads = _Gradients(x if need_x else None, attention if need_attention else None, bank if need_bank else None,
-                           [factor if need else None for factor, need in zip(factors, need_factors)])
+        grads = _Gradients(
+            x if need_x else None,
+            attention if need_attention else None,
+            bank if need_bank else None,
+            [factor if need else None for factor, need in zip(factors, need_factors)],
+        )
         for part in parts_of(len(x), ctx.step):
             leaves = [t.detach().requires_grad_() for t in (_mix(attention, bank_cast, part), *_of(factors, part))]
             with torch.enable_grad():
                 kernels = _cast(ctx.place(*leaves), ctx.dtype)
             grad_x, grad_kernels = part_gradients(
-                ctx.strategy, grad[part], x_cast[part], kernels.detach(), **ctx.geometry, need_x=need_x,
-                need_weight=need_attention or need_bank or any(need_factors))
+                ctx.strategy,
+                grad[part],
+                x_cast[part],
+                kernels.detach(),
+                **ctx.geometry,
+                need_x=need_x,
+                need_weight=need_attention or need_bank or any(need_factors),
+            )
             grads.put_x(part, grad_x)
             if grad_kernels is not None:
                 grad_mixed, *grad_factors = torch.autograd.grad(kernels, leaves, grad_kernels)
                 grads.put_kernels(part, grad_mixed, grad_factors, attention, bank_cast)
         return grads.x, grads.attention, grads.bank, *[None] * 5, *grads.factors
-
 
     @staticmethod
     def _differentiable_backward(ctx, grad):
@@ -172,8 +196,7 @@ class _BankConv2d(torch.autograd.Function):
 class _Gradients:
     """Gradients of a batch, filled part by part; what is not needed is given as None."""
 
-    def __init__(self, x: Tensor | None, attention: Tensor | None, bank: Tensor | None,
-                 factors: list[Tensor | None]) -> None:
+    def __init__(self, x: Tensor | None, attention: Tensor | None, bank: Tensor | None, factors: list[Tensor | None]) -> None:
         self.x, self.attention, *self.factors = (None if t is None else torch.empty_like(t) for t in (x, attention, *factors))
         self.bank = None if bank is None else torch.zeros_like(bank)
 
@@ -181,8 +204,9 @@ class _Gradients:
         if self.x is not None and grad is not None:
             self.x[part] = grad
 
-    def put_kernels(self, part: slice, grad_mixed: Tensor, grad_factors: list[Tensor], attention: Tensor | None,
-                    bank: Tensor) -> None:
+    def put_kernels(
+        self, part: slice, grad_mixed: Tensor, grad_factors: list[Tensor], attention: Tensor | None, bank: Tensor
+    ) -> None:
         for whole, grad in zip(self.factors, grad_factors):
             if whole is not None:
                 whole[part] = grad
@@ -245,11 +269,15 @@ def _check_mixture(x, attention, experts, scales):
     if attention is None and experts.shape[0] != 1:
         raise ValueError(f'mixture_conv2d needs an attention for {experts.shape[0]} experts, got None')
     if attention is not None and tuple(attention.shape) != wanted:
-        raise ValueError(f'mixture_conv2d needs an attention of shape {wanted} (batch, experts), '
-                         f'got {tuple(attention.shape)}')
+        raise ValueError(f'mixture_conv2d needs an attention of shape {wanted} (batch, experts), got {tuple(attention.shape)}')
     full = (x.shape[0], *experts.shape[1:])
     for scale in scales:
-        if scale.dim() != 5 or any(size not in (1, whole) for size, whole in zip(scale.shape[1:], full[1:])) \
-                or scale.shape[0] != full[0]:
-            raise ValueError(f'mixture_conv2d needs scales that broadcast to the kernels {full} and have the batch '
-                             f'{full[0]}, got {tuple(scale.shape)}')
+        if (
+            scale.dim() != 5
+            or any(size not in (1, whole) for size, whole in zip(scale.shape[1:], full[1:]))
+            or scale.shape[0] != full[0]
+        ):
+            raise ValueError(
+                f'mixture_conv2d needs scales that broadcast to the kernels {full} and have the batch '
+                f'{full[0]}, got {tuple(scale.shape)}'
+            )

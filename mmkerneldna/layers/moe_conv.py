@@ -7,6 +7,7 @@ Fedus et al., JMLR 2022, https://arxiv.org/abs/2101.03961
 
 Letters: N batch, C_in / C_out channels, g groups, n experts, k experts per image.
 """
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,26 +109,29 @@ class MoEConv2d(ExpertConv2d):
     # where the 3x3 convolutions are, as DyConv
     paper_patterns = {'ResNet': ['layer*.conv*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int = 4,
-                 top_k: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         num_experts)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int = 4,
+        top_k: int = 1,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, num_experts
+        )
         if not isinstance(top_k, int) or not 1 <= top_k <= num_experts:
             raise ValueError(f'top_k={top_k!r} must be a whole number between 1 and num_experts={num_experts}')
         self.top_k = top_k
         self.static_gain = top_k / num_experts  # every gate value starts at 1 / n
         self.gate = nn.Linear(in_channels, num_experts)
-        self.register_buffer('share', torch.full((num_experts, ), 1 / num_experts))
+        self.register_buffer('share', torch.full((num_experts,), 1 / num_experts))
         self._collected: list[tuple[Tensor, Tensor]] | None = None
         self.init_weights()
 

@@ -4,6 +4,7 @@ Omni-Dimensional Dynamic Convolution, Li et al., ICLR 2022, https://arxiv.org/ab
 
 Letters: N batch, C_in / C_out channels, g groups, k kernel side, n experts.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from .pooled_norm import build_pooled_norm, pooled_norm
 
 class Attentions(NamedTuple):
     """The four attentions; None where the layer has no such dimension."""
+
     channel: Tensor  # (N, C_in, 1, 1)
     filter: Tensor | None  # (N, C_out, 1, 1)
     spatial: Tensor | None  # (N, 1, 1, k, k)
@@ -57,8 +59,12 @@ class OmniAttention(nn.Module):
 
         spatial = gate(self.spatial_fc)
         kernel = None if self.kernel_fc is None else F.softmax(self.kernel_fc(hidden).flatten(1) / temperature, dim=1)
-        return Attentions(gate(self.channel_fc), gate(self.filter_fc),
-                          None if spatial is None else spatial.view(-1, 1, 1, *self.kernel_size), kernel)
+        return Attentions(
+            gate(self.channel_fc),
+            gate(self.filter_fc),
+            None if spatial is None else spatial.view(-1, 1, 1, *self.kernel_size),
+            kernel,
+        )
 
 
 @MODELS.register_module()
@@ -92,27 +98,30 @@ class ODConv2d(ExpertConv2d):
     # then have the published number of parameters.
     paper_patterns = {'ResNet': ['layer*.conv*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 num_experts: int = 4,
-                 reduction: int = 16,
-                 min_channels: int = 16,
-                 norm_cfg: dict | None = dict(type='BN'),
-                 temperature: float = 1.0) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         num_experts)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        num_experts: int = 4,
+        reduction: int = 16,
+        min_channels: int = 16,
+        norm_cfg: dict | None = dict(type='BN'),
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, num_experts
+        )
         self.temperature = check_temperature(temperature)
         hidden = hidden_channels(in_channels, reduction, 16, min_channels)
         self.attention = OmniAttention(self, hidden, num_experts, norm_cfg)
-        self.static_gain = 0.5**len(self.attention.sigmoids())
+        self.static_gain = 0.5 ** len(self.attention.sigmoids())
         self.init_weights()
 
     def init_weights(self) -> None:

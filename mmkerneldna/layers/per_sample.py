@@ -19,6 +19,7 @@ strategy      what it does                                                      
 All of them follow autocast (the kernel is cast with the input), return the memory format they were given, and take an
 empty batch, which a RoI head may send.
 """
+
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -41,14 +42,16 @@ CHUNK_ELEMENTS = 3_000_000
 PER_SAMPLE = ('plain', 'loop', 'grouped', 'chunks', 'matmul')
 
 
-def per_sample_conv2d(x: Tensor,
-                      weight: Tensor,
-                      bias: Tensor | None = None,
-                      stride: Pair = 1,
-                      padding: PaddingLike = 0,
-                      dilation: Pair = 1,
-                      groups: int = 1,
-                      strategy: str | None = None) -> Tensor:
+def per_sample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    strategy: str | None = None,
+) -> Tensor:
     """Convolve every sample with its own kernel.
 
     Args:
@@ -65,20 +68,24 @@ def per_sample_conv2d(x: Tensor,
         ValueError: the batch of ``x`` and ``weight`` differ, or the strategy is unknown or cannot do this case.
     """
     if weight.dim() != 5 or weight.shape[0] != x.shape[0]:
-        raise ValueError(f'per_sample_conv2d needs one kernel per sample: x has a batch of {x.shape[0]}, '
-                         f'weight has the shape {tuple(weight.shape)}, expected ({x.shape[0]}, C_out, C_in/g, k, k)')
+        raise ValueError(
+            f'per_sample_conv2d needs one kernel per sample: x has a batch of {x.shape[0]}, '
+            f'weight has the shape {tuple(weight.shape)}, expected ({x.shape[0]}, C_out, C_in/g, k, k)'
+        )
     return assembled_conv2d(x, weight.shape[1:], weight.__getitem__, bias, stride, padding, dilation, groups, strategy)
 
 
-def assembled_conv2d(x: Tensor,
-                     kernel_shape: Sequence[int],
-                     assemble: Callable[[slice], Tensor],
-                     bias: Tensor | None = None,
-                     stride: Pair = 1,
-                     padding: PaddingLike = 0,
-                     dilation: Pair = 1,
-                     groups: int = 1,
-                     strategy: str | None = None) -> Tensor:
+def assembled_conv2d(
+    x: Tensor,
+    kernel_shape: Sequence[int],
+    assemble: Callable[[slice], Tensor],
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    strategy: str | None = None,
+) -> Tensor:
     """Convolve each sample with the kernel that ``assemble`` makes for it.
 
     Without gradients the kernels of a part of the batch are made when it is their turn: together they are fresh memory
@@ -106,8 +113,9 @@ def assembled_conv2d(x: Tensor,
     return add_bias(join([convolve_part(strategy, *part, **geometry) for part in parts]), bias)
 
 
-def select_per_sample(x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, padding: PaddingLike = 0,
-                      dilation: Pair = 1, groups: int = 1) -> str:
+def select_per_sample(
+    x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, padding: PaddingLike = 0, dilation: Pair = 1, groups: int = 1
+) -> str:
     """Name the strategy for kernels of ``kernel_shape``, (C_out, C_in/g, k, k), that differ from sample to sample."""
     if x.shape[0] <= 1:
         return 'plain'
@@ -119,8 +127,15 @@ def select_per_sample(x: Tensor, kernel_shape: Sequence[int], stride: Pair = 1, 
     return 'loop' if is_channels_last(x) else 'chunks'
 
 
-def check_strategy(strategy: str | None, x: Tensor, kernel_shape: Sequence[int], stride: Pair, padding: PaddingLike,
-                   dilation: Pair, groups: int) -> str:
+def check_strategy(
+    strategy: str | None,
+    x: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Pair,
+    padding: PaddingLike,
+    dilation: Pair,
+    groups: int,
+) -> str:
     """``strategy``, or the selected one for None; ValueError where it is unknown or cannot do this case."""
     if strategy is None:
         return select_per_sample(x, kernel_shape, stride, padding, dilation, groups)
@@ -129,8 +144,10 @@ def check_strategy(strategy: str | None, x: Tensor, kernel_shape: Sequence[int],
     if strategy == 'plain' and len(x) > 1:
         raise ValueError(f"strategy 'plain' is for a batch of one, got {len(x)}; use 'loop' or 'grouped'")
     if strategy == 'matmul' and not _is_pointwise(kernel_shape, padding):
-        raise ValueError(f"strategy 'matmul' is for 1x1 kernels without padding, got a kernel of "
-                         f"{tuple(kernel_shape[-2:])} with padding {padding}; use 'loop' or 'grouped'")
+        raise ValueError(
+            f"strategy 'matmul' is for 1x1 kernels without padding, got a kernel of "
+            f"{tuple(kernel_shape[-2:])} with padding {padding}; use 'loop' or 'grouped'"
+        )
     return strategy
 
 
@@ -150,22 +167,34 @@ def parts_of(batch: int, step: int) -> list[slice]:
     return [slice(i, min(i + step, batch)) for i in range(0, batch, step)]
 
 
-def convolve_part(strategy: str, x: Tensor, weight: Tensor, stride: Pair, padding: PaddingLike, dilation: Pair,
-                  groups: int) -> Tensor:
+def convolve_part(
+    strategy: str, x: Tensor, weight: Tensor, stride: Pair, padding: PaddingLike, dilation: Pair, groups: int
+) -> Tensor:
     """All samples of a part at once: (n, C_in, H, W), (n, C_out, C_in/g, k, k) -> (n, C_out, H', W')."""
     batch, channels, height, width = x.shape
     if strategy == 'matmul':
         return _matmul(x, weight, stride, groups)
     if batch == 1:
         return F.conv2d(x, weight.squeeze(0), None, stride, padding, dilation, groups)
-    y = F.conv2d(x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), None, stride, padding, dilation,
-                 batch * groups)
+    y = F.conv2d(
+        x.reshape(1, batch * channels, height, width), weight.flatten(0, 1), None, stride, padding, dilation, batch * groups
+    )
     y = y.view(batch, -1, *y.shape[-2:])
     return in_format_of(x, y)
 
 
-def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair,
-                   groups: int, need_x: bool, need_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+def part_gradients(
+    strategy: str,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`convolve_part` by x and weight; None for the one that is not needed. Padding is a number here."""
     batch, channels, height, width = x.shape
     if strategy == 'matmul':
@@ -175,8 +204,18 @@ def part_gradients(strategy: str, grad: Tensor, x: Tensor, weight: Tensor, strid
     else:
         x_folded = x
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x_folded, weight.flatten(0, 1), None, pair(stride), pair(padding), pair(dilation), False, [0, 0],
-        batch * groups, [need_x, need_weight, False])
+        grad,
+        x_folded,
+        weight.flatten(0, 1),
+        None,
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        False,
+        [0, 0],
+        batch * groups,
+        [need_x, need_weight, False],
+    )
     return None if grad_x is None else grad_x.view_as(x), None if grad_weight is None else grad_weight.view(weight.shape)
 
 

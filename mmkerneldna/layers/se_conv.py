@@ -34,18 +34,20 @@ class SEConv2d(StaticStart, nn.Conv2d):
     # where KernelDNA and ODConv put theirs: the convolutions of the residual branches
     paper_patterns = {'ResNet': ['layer*.conv*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: PaddingMode = 'zeros',
-                 reduction: int = 4,
-                 norm_cfg: dict | None = dict(type='BN')) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = 'zeros',
+        reduction: int = 4,
+        norm_cfg: dict | None = dict(type='BN'),
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         hidden_channels(in_channels, reduction, 4)  # refuses a reduction that is out of range
         self.gate = InputGate(in_channels, min(reduction, in_channels), norm_cfg, calibrate=True)

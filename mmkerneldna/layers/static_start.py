@@ -4,6 +4,7 @@ A layer from scratch starts as its paper says, with random attention. That atten
 layer by layer, so where a static kernel is loaded, the attention starts neutral: the layer computes what the static one did,
 and departs from it as it learns.
 """
+
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def holds_static(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) -
     kernel = state_dict.get(f'{prefix}weight')
     if kernel is None or tuple(kernel.shape) != kernel_shape(layer):
         return False
-    return not any(key.startswith(prefix) and key[len(prefix):] not in ('weight', 'bias') for key in state_dict)
+    return not any(key.startswith(prefix) and key[len(prefix) :] not in ('weight', 'bias') for key in state_dict)
 
 
 class StaticStart(nn.Module):

@@ -1,8 +1,9 @@
 """Replace convolutions of any module by another registered kind, by path.
 
-    backbone=dict(type='DynamicConvs', conv='odconv4x', module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
-    backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=2), module=...)
+backbone=dict(type='DynamicConvs', conv='odconv4x', module=dict(type='ResNet', depth=18, ...), exclude=['layer1.*'])
+backbone=dict(type='DynamicConvs', conv=dict(type='ODConv2d', num_experts=2), module=...)
 """
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,9 @@ from .match import SwapError, match_convs, net_names
 ConvLike = str | dict[str, Any]
 
 
-def swap_convs(module: nn.Module,
-               conv_cfg: ConvLike,
-               include: Sequence[str] | None = None,
-               exclude: Sequence[str] = ()) -> nn.Module:
+def swap_convs(
+    module: nn.Module, conv_cfg: ConvLike, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> nn.Module:
     """Replace the convolutions of ``module`` whose path matches, in place, all or nothing.
 
     A pattern is a glob over the whole path (``'layer3.*.conv2'``; ``*`` also matches dots), or a regular expression for
@@ -58,8 +58,10 @@ def swap_convs(module: nn.Module,
     reasons = _not_plain(module, convs)
     swapped = _build(cls, {path: conv for path, conv in convs.items() if path not in reasons}, options, reasons)
     if reasons and (include is not None or not swapped):
-        raise SwapError(f'{cls.__name__} cannot replace {len(reasons)} of the {len(convs)} convolutions that match; exclude '
-                        f'or change them:\n{_lines(reasons)}')
+        raise SwapError(
+            f'{cls.__name__} cannot replace {len(reasons)} of the {len(convs)} convolutions that match; exclude '
+            f'or change them:\n{_lines(reasons)}'
+        )
     convs = {path: convs[path] for path in swapped}
     for path, new in swapped.items():
         replace(module, convs[path], new.to(convs[path].weight).train(convs[path].training))
@@ -78,9 +80,19 @@ def describe_swap(name: str, old: Mapping[str, nn.Module], new: Mapping[str, nn.
         1 convolution -> ODConv2d, 0.04 M -> 0.15 M parameters
           layer1.0.conv1   64 -> 64   3x3  stride 1  groups 1     36,864 ->    152,797
     """
-    rows = [(path, f'{c.in_channels} -> {c.out_channels}', 'x'.join(map(str, c.kernel_size)), f'stride {c.stride[0]}',
-             f'groups {c.groups}', f'{count_parameters(c):,}', '->', f'{count_parameters(new[path]):,}')
-            for path, c in old.items()]
+    rows = [
+        (
+            path,
+            f'{c.in_channels} -> {c.out_channels}',
+            'x'.join(map(str, c.kernel_size)),
+            f'stride {c.stride[0]}',
+            f'groups {c.groups}',
+            f'{count_parameters(c):,}',
+            '->',
+            f'{count_parameters(new[path]):,}',
+        )
+        for path, c in old.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     total = [sum(map(count_parameters, layers.values())) / 1e6 for layers in (old, new)]
     aligned = ['<'] * 5 + ['>'] * 3  # numbers of parameters to the right
@@ -90,11 +102,9 @@ def describe_swap(name: str, old: Mapping[str, nn.Module], new: Mapping[str, nn.
 
 
 @MODELS.register_module(name='DynamicConvs')
-def build_dynamic_convs(module: dict,
-                        conv: ConvLike,
-                        include: Sequence[str] | None = None,
-                        exclude: Sequence[str] = (),
-                        **injected) -> nn.Module:
+def build_dynamic_convs(
+    module: dict, conv: ConvLike, include: Sequence[str] | None = None, exclude: Sequence[str] = (), **injected
+) -> nn.Module:
     """Build a module from a config and swap its convolutions; returns the inner module: no wrapper, no key prefix.
 
     What mmdet or mmseg inject into a head's config (``train_cfg``, ``test_cfg``, ...) goes on to the inner module.
@@ -132,8 +142,18 @@ def _build(cls: type, convs: dict[str, nn.Conv2d], options: dict[str, Any], reas
     swapped = {}
     for path, conv in convs.items():
         try:
-            swapped[path] = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                                conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, **options)
+            swapped[path] = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+                conv.bias is not None,
+                conv.padding_mode,
+                **options,
+            )
         except ValueError as error:
             reasons[path] = str(error)
     return swapped
@@ -150,7 +170,7 @@ def _not_plain(module: nn.Module, convs: dict[str, nn.Module]) -> dict[str, str]
         if not is_plain_conv(conv):
             reasons[path] = f'it is a {type(conv).__name__}, not a plain Conv2d'
         elif others:
-            reasons[path] = f"its kernel is also that of {', '.join(others)}"
+            reasons[path] = f'its kernel is also that of {", ".join(others)}'
     return reasons
 
 
@@ -161,5 +181,9 @@ def _lines(reasons: dict[str, str]) -> str:
 def _warn_frozen(convs: dict[str, nn.Conv2d]) -> None:
     frozen = [path for path, conv in convs.items() if not conv.weight.requires_grad]
     if frozen:
-        print_log(f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will '
-                  'not train either. Lower frozen_stages, or exclude them from the swap', logger='current', level=30)
+        print_log(
+            f'{len(frozen)} swapped convolutions lie in frozen stages ({frozen[0]}, ...): their attention will '
+            'not train either. Lower frozen_stages, or exclude them from the swap',
+            logger='current',
+            level=30,
+        )

@@ -5,6 +5,7 @@ read a row alone (``batch``, ``height``, ``width``, ``proposals``, ``device``, `
 that could not be had is None, and ``error`` (``train_error`` for the training step) says why. ``disturbed``
 (``train_disturbed``) says what showed that the machine was busy with something else, and is None where nothing did.
 """
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ TRAIN_COLUMNS = (
 @dataclass(frozen=True)
 class Subject:
     """A model to be measured: its name in the table and what builds it."""
+
     name: str
     build: Callable[[], nn.Module]
 
@@ -78,8 +80,14 @@ class Benchmark:
         repeats, warmup (int): see :func:`time_interleaved`.
     """
 
-    def __init__(self, subjects: Sequence[Subject], workloads: Sequence[Workload], prepare: Prepare = unchanged,
-                 repeats: int = 20, warmup: int = 5) -> None:
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        workloads: Sequence[Workload],
+        prepare: Prepare = unchanged,
+        repeats: int = 20,
+        warmup: int = 5,
+    ) -> None:
         names = [subject.name for subject in subjects]
         if len(set(names)) < len(names):
             raise ValueError(f'names must differ to be told apart in the table, got {names}')
@@ -100,17 +108,21 @@ class Benchmark:
             rows += self._inference_block(workload)
             progress(rows)
         for index, workload in enumerate(self.workloads if train_step else ()):
-            block = rows[index * len(self.models):(index + 1) * len(self.models)]
+            block = rows[index * len(self.models) : (index + 1) * len(self.models)]
             self._train_block(workload, {row['name']: row for row in block})
             progress(rows)
         return rows
 
     def _inference_block(self, workload: Workload) -> list[Row]:
-        ready = {name: model if isinstance(model, Failure) else
-                 attempt(partial(self._ready, model, workload), workload.device)
-                 for name, model in self.models.items()}
-        calls = {name: attempt(partial(inference_call, model, workload), workload.device)
-                 for name, model in ready.items() if not isinstance(model, Failure)}
+        ready = {
+            name: model if isinstance(model, Failure) else attempt(partial(self._ready, model, workload), workload.device)
+            for name, model in self.models.items()
+        }
+        calls = {
+            name: attempt(partial(inference_call, model, workload), workload.device)
+            for name, model in ready.items()
+            if not isinstance(model, Failure)
+        }
         timings = _time(calls, workload, self.timing)
         rows = []
         for name in self.models:
@@ -134,14 +146,16 @@ class Benchmark:
     def _complexity(self, name: str, workload: Workload) -> dict[str, float] | Failure:
         model, key = self.models[name], (name, workload.size, workload.proposals)
         if key not in self._sizes:
-            self._sizes[key] = model if isinstance(model, Failure) else attempt(
-                lambda: complexity_row(model, workload.size, workload.proposals), workload.device)
+            self._sizes[key] = (
+                model
+                if isinstance(model, Failure)
+                else attempt(lambda: complexity_row(model, workload.size, workload.proposals), workload.device)
+            )
         return self._sizes[key]
 
     def _train_block(self, workload: Workload, rows: Mapping[str, Row]) -> None:
         models = {name: model for name, model in self.models.items() if not isinstance(model, Failure)}
-        calls = {name: attempt(partial(_train_call, model, workload), workload.device)
-                 for name, model in models.items()}
+        calls = {name: attempt(partial(_train_call, model, workload), workload.device) for name, model in models.items()}
         timings = _time(calls, workload, self.timing)
         for name, row in rows.items():
             row.update(dict.fromkeys((*(column.key for column in TRAIN_COLUMNS), 'train_error', 'train_disturbed')))
@@ -169,10 +183,16 @@ def _time(calls: Mapping[str, Any], workload: Workload, timing: dict) -> dict[st
 
 
 def _blank_row(name: str, workload: Workload, model: nn.Module | Failure) -> Row:
-    row: Row = dict(name=name, batch=workload.batch, height=workload.size[0], width=workload.size[1],
-                    proposals=None if isinstance(model, Failure) else workload.proposals_of(model),
-                    device=workload.device, precision=workload.precision,
-                    channels_last=workload.channels_last)
+    row: Row = dict(
+        name=name,
+        batch=workload.batch,
+        height=workload.size[0],
+        width=workload.size[1],
+        proposals=None if isinstance(model, Failure) else workload.proposals_of(model),
+        device=workload.device,
+        precision=workload.precision,
+        channels_last=workload.channels_last,
+    )
     return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None, 'disturbed': None}
 
 
@@ -187,8 +207,12 @@ def _merge(row: Row, result: Mapping[str, Any] | Failure, error_key: str = 'erro
 def _timing_cells(timing: Timing | Failure, workload: Workload) -> Row | Failure:
     if isinstance(timing, Failure):
         return timing
-    return dict(latency_ms=timing.median, latency_p90_ms=timing.p90,
-                throughput_img_s=timing.throughput(workload.batch), disturbed=timing.disturbed or None)
+    return dict(
+        latency_ms=timing.median,
+        latency_p90_ms=timing.p90,
+        throughput_img_s=timing.throughput(workload.batch),
+        disturbed=timing.disturbed or None,
+    )
 
 
 def _peak(key: str, call: Any, resident: int, workload: Workload) -> Row | Failure:

@@ -1,4 +1,5 @@
 """One timed call, and how to tell that the machine was busy with something else meanwhile."""
+
 import os
 import statistics
 import time
@@ -28,6 +29,7 @@ class Sample:
         queued (float): that threads of the process were ready to run and had no processor, summed up; 0 where the system
             does not tell (only Linux does).
     """
+
     wall: float
     cpu: float
     queued: float = 0.0

@@ -4,6 +4,7 @@ One GMAC is 1e9 multiply-accumulates of convolutions and matrix products; elemen
 NMS are not counted. torch's counter reports 2 per multiply-accumulate, mmengine's and fvcore's "flops" are
 multiply-accumulates plus BN; in the unit used here ResNet-18 has 1.814 and ResNet-50 4.089 at 224, as the papers state.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Complexity:
         unique_params_m (float): millions; a kernel that several convs use counts once.
         deployed_params_m (float): millions, after every conv got a kernel of its own; see :func:`deployed_params`.
     """
+
     gmacs: float
     unique_params_m: float
     deployed_params_m: float

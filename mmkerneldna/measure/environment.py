@@ -1,4 +1,5 @@
 """Where a number was measured: goes in front of every table."""
+
 import platform
 from datetime import datetime
 from importlib import metadata
@@ -9,7 +10,10 @@ import torch
 from ..version import __version__
 
 DISTRIBUTIONS = {
-    'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection', 'mmseg': 'onedl-mmsegmentation'
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmseg': 'onedl-mmsegmentation',
 }
 
 
@@ -19,8 +23,12 @@ def environment(device: str | torch.device = 'cpu') -> dict[str, str]:
     Args:
         device (str): its name is stated; on CUDA with its memory, the CUDA and cuDNN versions and whether TF32 is on.
     """
-    facts = dict(date=datetime.now().astimezone().isoformat(timespec='seconds'),
-                 python=platform.python_version(), torch=torch.__version__, mmkerneldna=__version__)
+    facts = dict(
+        date=datetime.now().astimezone().isoformat(timespec='seconds'),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        mmkerneldna=__version__,
+    )
     facts.update({name: metadata.version(distribution) for name, distribution in DISTRIBUTIONS.items()})
     facts.update(device=str(device), cpu=_cpu_name(), threads=str(torch.get_num_threads()))
     if torch.device(device).type == 'cuda':
@@ -30,10 +38,13 @@ def environment(device: str | torch.device = 'cpu') -> dict[str, str]:
 
 def _cuda_facts(device) -> dict[str, str]:
     properties = torch.cuda.get_device_properties(device)
-    return dict(gpu=f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB', cuda=str(torch.version.cuda),
-                cudnn=str(torch.backends.cudnn.version()),
-                cudnn_benchmark=str(torch.backends.cudnn.benchmark),
-                tf32=f'conv {torch.backends.cudnn.allow_tf32}, matmul {torch.backends.cuda.matmul.allow_tf32}')
+    return dict(
+        gpu=f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB',
+        cuda=str(torch.version.cuda),
+        cudnn=str(torch.backends.cudnn.version()),
+        cudnn_benchmark=str(torch.backends.cudnn.benchmark),
+        tf32=f'conv {torch.backends.cudnn.allow_tf32}, matmul {torch.backends.cuda.matmul.allow_tf32}',
+    )
 
 
 def _cpu_name() -> str:

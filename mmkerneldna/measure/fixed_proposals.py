@@ -13,6 +13,7 @@ So sorting, decoding, both NMS, RoIAlign, box and mask heads and pasted masks ha
 model of the same strides and anchors. All images of a batch get the same proposals. What the layers compute is thrown
 away, so results mean nothing: this is for measuring cost.
 """
+
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ class FixedProposals:
             raise UsageError(f'{count} proposals per image: at least 1 is needed')
         heads = heads_of(model)
         self.rpn: Any
-        (self.rpn, ), self.box_heads, self.count = heads.dense, heads.box, count
+        (self.rpn,), self.box_heads, self.count = heads.dense, heads.box, count
         self._made: dict[tuple, Tensor] = {}
 
     def __enter__(self) -> 'FixedProposals':
@@ -70,22 +71,30 @@ class FixedProposals:
         results = self._predict(features, samples, *args, **kwargs)
         fewest, (height, width) = min((len(found), sample.img_shape[:2]) for found, sample in zip(results, samples))
         if fewest < self.count:
-            raise UsageError(f'{self.count} proposals per image: an image of {height}x{width} has {fewest} anchors after '
-                             f"the RPN's NMS; ask for {fewest} at most, or for larger images")
+            raise UsageError(
+                f'{self.count} proposals per image: an image of {height}x{width} has {fewest} anchors after '
+                f"the RPN's NMS; ask for {fewest} at most, or for larger images"
+            )
         return results
 
     def _rpn_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
         if not (_is_pair(outputs, (list, tuple)) and all(x.dim() == 4 for level in outputs for x in level)):
-            raise UsageError(f'proposals of a {type(head).__name__} cannot be fixed: its outputs are not (scores, box '
-                             'offsets), a map per level')
+            raise UsageError(
+                f'proposals of a {type(head).__name__} cannot be fixed: its outputs are not (scores, box '
+                'offsets), a map per level'
+            )
         scores, offsets = outputs
-        return ([self._like(x[:1], _ranked, level).expand_as(x) for level, x in enumerate(scores)],
-                [self._like(x[:1], _zeros).expand_as(x) for x in offsets])
+        return (
+            [self._like(x[:1], _ranked, level).expand_as(x) for level, x in enumerate(scores)],
+            [self._like(x[:1], _zeros).expand_as(x) for x in offsets],
+        )
 
     def _box_outputs(self, head: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor, Tensor]:
         if not (_is_pair(outputs, Tensor) and all(x.dim() == 2 for x in outputs)):
-            raise UsageError(f'boxes of a {type(head).__name__} cannot be fixed: its outputs are not (class scores, box '
-                             'offsets), a row per proposal')
+            raise UsageError(
+                f'boxes of a {type(head).__name__} cannot be fixed: its outputs are not (class scores, box '
+                'offsets), a row per proposal'
+            )
         scores, offsets = outputs
         return self._like(scores, _one_class), self._like(offsets, _zeros)
 

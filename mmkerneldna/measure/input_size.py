@@ -1,4 +1,5 @@
 """The input size a config states."""
+
 import re
 
 from mmengine.config import Config

@@ -4,6 +4,7 @@ A machine drifts (clocks, caches, other jobs). Calls that take turns share the d
 two medians measured one after the other. A measurement that other work on the machine has disturbed is made again, and
 marked if that does not help.
 """
+
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ class Timing:
         repeats (int): how many were timed.
         disturbed (str): what showed that the machine was busy with something else; '' if nothing did.
     """
+
     median: float
     p90: float
     repeats: int
@@ -46,6 +48,7 @@ class Timing:
 @dataclass(frozen=True)
 class Failure:
     """Why a cell has no number: the cell shows ``str()`` of this."""
+
     kind: str
     message: str
 
@@ -65,7 +68,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        hint in str(error) for hint in ("can't allocate memory", 'not enough memory', 'out of memory'))
+        hint in str(error) for hint in ("can't allocate memory", 'not enough memory', 'out of memory')
+    )
 
 
 def attempt(call: Callable[[], T], device: str | torch.device = 'cpu') -> T | Failure:
@@ -86,8 +90,13 @@ def attempt(call: Callable[[], T], device: str | torch.device = 'cpu') -> T | Fa
     return failure
 
 
-def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: str | torch.device = 'cpu', repeats: int = 20,
-                     warmup: int = 5, budget_s: float | None = None) -> dict[str, Timing | Failure]:
+def time_interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    device: str | torch.device = 'cpu',
+    repeats: int = 20,
+    warmup: int = 5,
+    budget_s: float | None = None,
+) -> dict[str, Timing | Failure]:
     """Time calls in turns, again where a measurement was disturbed: see :func:`interleaved_samples`.
 
     Args:
@@ -114,8 +123,13 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], device: str | torch
     return best
 
 
-def interleaved_samples(calls: Mapping[str, Callable[[], Any]], device: str | torch.device = 'cpu', repeats: int = 20,
-                        warmup: int = 5, end: float | None = None) -> dict[str, list[Sample] | Failure]:
+def interleaved_samples(
+    calls: Mapping[str, Callable[[], Any]],
+    device: str | torch.device = 'cpu',
+    repeats: int = 20,
+    warmup: int = 5,
+    end: float | None = None,
+) -> dict[str, list[Sample] | Failure]:
     """Each round runs every call once, each round starts with another one.
 
     Args:

@@ -6,6 +6,7 @@ allocator's statistics, on the CPU from the allocation events of torch's profile
 and oneDNN state outside the allocator, fragmentation, other models in the process; ``nvidia-smi`` and the resident set
 size show more.
 """
+
 import os
 from collections.abc import Callable
 from typing import Any

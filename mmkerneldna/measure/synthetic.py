@@ -1,4 +1,5 @@
 """Images and annotations made of noise, the same in every process, without touching the global random state."""
+
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,11 @@ def segmentation_batch(batch: int, size: tuple[int, int]) -> dict[str, list[Any]
 
 
 def _detection_sample(index: int, size: tuple[int, int], with_mask: bool) -> DetDataSample:
-    sample = DetDataSample(metainfo=dict(img_id=index, img_path='', ori_shape=size, img_shape=size,
-                                         scale_factor=(1.0, 1.0), flip=False, flip_direction=None))
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=index, img_path='', ori_shape=size, img_shape=size, scale_factor=(1.0, 1.0), flip=False, flip_direction=None
+        )
+    )
     boxes = _boxes(index, size)
     instances = InstanceData(bboxes=boxes, labels=torch.zeros(BOXES, dtype=torch.long))
     if with_mask:
@@ -60,12 +64,21 @@ def _boxes(seed: int, size: tuple[int, int]) -> Tensor:
 def _box_masks(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
     masks = np.zeros((len(boxes), *size), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().long().tolist()):
-        mask[y1:y2 + 1, x1:x2 + 1] = 1
+        mask[y1 : y2 + 1, x1 : x2 + 1] = 1
     return masks
 
 
 def _segmentation_sample(size: tuple[int, int]) -> SegDataSample:
-    sample = SegDataSample(metainfo=dict(img_path='', ori_shape=size, img_shape=size, pad_shape=size,
-                                         scale_factor=(1.0, 1.0), flip=False, flip_direction=None))
+    sample = SegDataSample(
+        metainfo=dict(
+            img_path='',
+            ori_shape=size,
+            img_shape=size,
+            pad_shape=size,
+            scale_factor=(1.0, 1.0),
+            flip=False,
+            flip_direction=None,
+        )
+    )
     sample.gt_sem_seg = PixelData(data=torch.zeros(1, *size, dtype=torch.long))
     return sample

@@ -1,4 +1,5 @@
 """Rows of plain dicts as tables: rich, Markdown, CSV, JSON."""
+
 import csv
 import json
 import os
@@ -29,6 +30,7 @@ class Column:
         error (str, optional): key of the row that says why the value is missing.
         doubt (str, optional): key of the row that, if it is true, puts :data:`DOUBT` behind the value.
     """
+
     key: str
     title: str
     digits: int = 2
@@ -76,8 +78,12 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str = '') 
     table = Table(title=title or None, title_justify='left')
     for column in columns:
         numeric = any(isinstance(row.get(column.key), (int, float)) for row in rows)
-        table.add_column(column.title.replace(' ', '\n') if numeric else column.title, overflow='fold',
-                         justify='right' if numeric else 'left', no_wrap=numeric)
+        table.add_column(
+            column.title.replace(' ', '\n') if numeric else column.title,
+            overflow='fold',
+            justify='right' if numeric else 'left',
+            no_wrap=numeric,
+        )
     for row in rows:
         table.add_row(*(_styled(row, column) for column in columns))
     return table
@@ -104,8 +110,12 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def failure_notes(rows: Sequence[Row], keys: Sequence[str] = ('error', 'train_error')) -> list[str]:
     """The failures in full, one line each: a cell has room for the name only."""
-    notes = [f'{row["name"]} (batch {row["batch"]}, {row["height"]}x{row["width"]}): {row[key]}'
-             for row in rows for key in keys if row.get(key)]
+    notes = [
+        f'{row["name"]} (batch {row["batch"]}, {row["height"]}x{row["width"]}): {row[key]}'
+        for row in rows
+        for key in keys
+        if row.get(key)
+    ]
     return list(dict.fromkeys(notes))
 
 

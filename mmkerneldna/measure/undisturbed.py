@@ -1,4 +1,5 @@
 """Measure a model in the middle of its training without leaving a trace."""
+
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

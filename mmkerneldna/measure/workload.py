@@ -1,4 +1,5 @@
 """Turn a model and a stated workload into the call that is measured."""
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Workload:
         proposals (int, optional): for inference with a two-stage detector: proposals per image, the same for every model
             (see :mod:`.fixed_proposals`); None: what the RPN finds. Other models have none.
     """
+
     batch: int
     size: tuple[int, int]
     device: str = 'cpu'

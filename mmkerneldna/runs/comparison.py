@@ -8,6 +8,7 @@ Layout, below the folder of the comparison:
     <variant>/seed_<n>/trained.json    the checkpoint; written when the training has ended
     <variant>/seed_<n>/result.json     the run's row; written last, whole or not at all: a run that has it is finished
 """
+
 import fcntl
 import hashlib
 import json
@@ -40,6 +41,7 @@ class Variant:
         options (tuple[str]): ``key=value``, as for ``--cfg-options``.
         swap (str, optional): name in the table of variants, as for ``--variant``.
     """
+
     name: str
     config: str
     options: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ class Run:
         recipe (dict): see :func:`recipe_of`.
         options (tuple[str]): config changes, the variant's and the comparison's.
     """
+
     variant: Variant
     seed: int
     work_dir: Path
@@ -123,8 +126,9 @@ class Run:
         path = self.work_dir / 'recipe.json'
         if path.is_file() and json.loads(path.read_text()) != self.recipe:
             if not anew:
-                raise UsageError(f'{self.work_dir} holds a run of another config, seed or flags; remove it, or name '
-                                 'another --work-dir')
+                raise UsageError(
+                    f'{self.work_dir} holds a run of another config, seed or flags; remove it, or name another --work-dir'
+                )
             shutil.rmtree(self.work_dir)
         self.work_dir.mkdir(parents=True, exist_ok=True)
         write_json(path, self.recipe)
@@ -186,15 +190,20 @@ def execute(run: Run, train_flags: Sequence[str], on_line: Callable[[str], None]
 
 
 def _failed(run: Run, log: str) -> Row:
-    return dict(name=run.title, variant=run.variant.name, seed=run.seed, score=None,
-                note=f'failed, see {run.work_dir / log}')
+    return dict(name=run.title, variant=run.variant.name, seed=run.seed, score=None, note=f'failed, see {run.work_dir / log}')
 
 
 def _call(command: Sequence[str], log: Path, on_line: Callable[[str], None]) -> bool:
     """Run a tool, its output but the steps into a log; whether it ended well. It stops when this process is interrupted."""
     with open(log, 'a') as file, _locked(log.parent) as lock:
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, pass_fds=[lock.fileno()], env={**os.environ, EVENTS_WANTED: '1'})
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=[lock.fileno()],
+            env={**os.environ, EVENTS_WANTED: '1'},
+        )
         with process:
             assert process.stdout is not None  # a pipe, see above
             try:
@@ -219,8 +228,9 @@ def _locked(work_dir: Path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise UsageError(f'a training or test of an earlier comparison still runs in {work_dir}; wait for it or stop '
-                         'it') from None
+        raise UsageError(
+            f'a training or test of an earlier comparison still runs in {work_dir}; wait for it or stop it'
+        ) from None
     return lock
 
 

@@ -1,4 +1,5 @@
 """Accuracy over cost: the front of the runs that no other run beats in both, and its plot."""
+
 from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,9 +69,18 @@ def _draw_panel(axis, rows: Sequence[Row], cost: str) -> None:
     for number, row in shown:
         color = f'C{(number - 1) % 10}'
         hollow = cost == 'latency_ms' and row.get('disturbed')
-        axis.errorbar(row[cost], row['score'], xerr=row.get(f'{cost}_std'), yerr=row.get('score_std'), fmt='o',
-                      markersize=7, color=color, markerfacecolor='none' if hollow else color,
-                      label=f'{number} {row["name"]}', zorder=2)
+        axis.errorbar(
+            row[cost],
+            row['score'],
+            xerr=row.get(f'{cost}_std'),
+            yerr=row.get('score_std'),
+            fmt='o',
+            markersize=7,
+            color=color,
+            markerfacecolor='none' if hollow else color,
+            label=f'{number} {row["name"]}',
+            zorder=2,
+        )
         axis.annotate(str(number), (row[cost], row['score']), xytext=(5, 5), textcoords='offset points', fontsize=9)
     axis.margins(0.12)
     axis.grid(alpha=0.3)

@@ -1,4 +1,5 @@
 """What is seen of a run: one live line in a terminal, a few plain lines elsewhere, events for the tool that started it."""
+
 import json
 import os
 import time
@@ -24,6 +25,7 @@ class Step:
         score (str): of the last evaluation, with its name; empty before the first.
         seconds_left (float, optional): of that phase, at the speed so far.
     """
+
     phase: str
     done: int
     total: int
@@ -40,7 +42,7 @@ class Step:
 
 def read_event(line: str) -> Step | None:
     """The step that an :class:`EventDisplay` wrote into a line of output; None for any other line."""
-    return Step(**json.loads(line[len(EVENT):])) if line.startswith(EVENT) else None
+    return Step(**json.loads(line[len(EVENT) :])) if line.startswith(EVENT) else None
 
 
 class PlainDisplay:
@@ -71,8 +73,14 @@ class LiveDisplay:
     """For a terminal: one line with a bar, written over; what is said stays above it."""
 
     def __init__(self, console: Console) -> None:
-        self.bar = Progress(TextColumn('  {task.fields[phase]}'), BarColumn(bar_width=24), MofNCompleteColumn(),
-                            TextColumn('{task.fields[facts]}', markup=False), console=console, transient=True)
+        self.bar = Progress(
+            TextColumn('  {task.fields[phase]}'),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn('{task.fields[facts]}', markup=False),
+            console=console,
+            transient=True,
+        )
         self.task = self.bar.add_task('', phase='', facts='', total=None)
 
     def step(self, step: Step) -> None:

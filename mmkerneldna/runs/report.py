@@ -1,4 +1,5 @@
 """Tables, plot and pages of a set of runs."""
+
 import base64
 import html
 import io
@@ -14,13 +15,35 @@ from .pareto import pareto_figure
 from .results import Row, sort_rows
 from .scores import SCORES
 
-LEAD_COLUMNS = (Column('number', '#', 0), Column('name', 'run'), Column('model', 'model'),
-                Column('backbone', 'backbone'), Column('runs', 'seeds', 0))
-TAIL_COLUMNS = (Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0),
-                Column('device', 'device'), Column('cost_from', 'cost from'),
-                Column('train_iter_s', 'train s/iter', 3), Column('note', 'note'))
-IN_FILES_ONLY = {'model', 'box_ap50', 'macc', 'aacc', 'latency_p90_ms', 'batch', 'height', 'width', 'device',
-                 'cost_from', 'train_iter_s'}
+LEAD_COLUMNS = (
+    Column('number', '#', 0),
+    Column('name', 'run'),
+    Column('model', 'model'),
+    Column('backbone', 'backbone'),
+    Column('runs', 'seeds', 0),
+)
+TAIL_COLUMNS = (
+    Column('batch', 'batch', 0),
+    Column('height', 'H', 0),
+    Column('width', 'W', 0),
+    Column('device', 'device'),
+    Column('cost_from', 'cost from'),
+    Column('train_iter_s', 'train s/iter', 3),
+    Column('note', 'note'),
+)
+IN_FILES_ONLY = {
+    'model',
+    'box_ap50',
+    'macc',
+    'aacc',
+    'latency_p90_ms',
+    'batch',
+    'height',
+    'width',
+    'device',
+    'cost_from',
+    'train_iter_s',
+}
 TITLES = {'detection': 'Detection', 'segmentation': 'Segmentation', None: 'Other runs'}
 
 
@@ -33,6 +56,7 @@ class Report:
         tables: (task, rows sorted by score and numbered); detection and segmentation apart.
         facts (list[str]): lines below the title, such as the environment.
     """
+
     title: str
     tables: list[tuple[str, list[Row]]]
     facts: Sequence[str] = ()
@@ -61,8 +85,10 @@ def score_columns() -> list[Column]:
     columns = [Column(score.name, score.title, 1) for score in SCORES]
     for score in SCORES:
         if score.name in ('box_ap', 'mask_ap', 'miou'):
-            columns += [Column(f'{score.name}_best', f'best val {score.title}', 1),
-                        Column(f'{score.name}_last', f'last val {score.title}', 1)]
+            columns += [
+                Column(f'{score.name}_best', f'best val {score.title}', 1),
+                Column(f'{score.name}_last', f'last val {score.title}', 1),
+            ]
     return [*columns, Column('score_from', 'score from'), Column('score_gain', 'gain', 2)]
 
 
@@ -126,8 +152,10 @@ def _html_plot(png: bytes | None) -> str:
     if png is None:
         return '<p>No run has both a score and a latency: nothing to plot.</p>'
     picture = base64.b64encode(png).decode()
-    return ('<h2>Accuracy over cost</h2><p>Dashed: the runs that no other run beats in both. The numbers are those of '
-            f'the tables.</p><img alt="accuracy over cost" src="data:image/png;base64,{picture}">')
+    return (
+        '<h2>Accuracy over cost</h2><p>Dashed: the runs that no other run beats in both. The numbers are those of '
+        f'the tables.</p><img alt="accuracy over cost" src="data:image/png;base64,{picture}">'
+    )
 
 
 def _html_table(rows: Sequence[Row]) -> str:
@@ -144,7 +172,7 @@ def _html_cell(row: Row, column: Column) -> str:
     return f'<td{order}>{html.escape(cell(row, column))}</td>'
 
 
-_PAGE = '''<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; color: #1b1f24 }}
 .wide {{ overflow-x: auto }} .fact {{ color: #57606a; margin: .2rem 0 }}
@@ -164,4 +192,4 @@ for (const head of document.querySelectorAll('th')) head.onclick = () => {{
   [...body.rows].sort((a, b) => (down ? -1 : 1) * order(key(a), key(b))).forEach(row => body.append(row));
 }};
 </script></body></html>
-'''
+"""

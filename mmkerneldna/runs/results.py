@@ -4,6 +4,7 @@ A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a
 ``<timestamp>/vis_data/config.py``, ``<timestamp>/<timestamp>.json`` with the metrics of a test. Several timestamps
 (resumed trainings, later tests) make one run.
 """
+
 import json
 import re
 import statistics
@@ -35,8 +36,10 @@ def find_runs(root: Path) -> list[Path]:
     stamps = [path for path in Path(root).rglob('*') if path.is_dir() and TIMESTAMP.match(path.name)]
     runs = sorted({path.parent for path in stamps if _has_logs(path)})
     if not runs:
-        raise NoRunsError(f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at '
-                          'any depth; name the --work-dir of a training or test')
+        raise NoRunsError(
+            f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at '
+            'any depth; name the --work-dir of a training or test'
+        )
     return runs
 
 
@@ -130,8 +133,12 @@ def _config_name(work_dir: Path) -> str | None:
 
 def _config_cells(cfg: Config) -> Row:
     model = cfg.get('model', {})
-    return dict(task=TASKS.get(cfg.get('default_scope')), model=model.get('type'),
-                backbone=backbone_label(model.get('backbone')), seed=(cfg.get('randomness') or {}).get('seed'))
+    return dict(
+        task=TASKS.get(cfg.get('default_scope')),
+        model=model.get('type'),
+        backbone=backbone_label(model.get('backbone')),
+        seed=(cfg.get('randomness') or {}).get('seed'),
+    )
 
 
 def backbone_label(cfg: dict | None) -> str | None:
@@ -162,9 +169,14 @@ def _score_cells(validations: Sequence[dict], test: dict) -> Row:
         if not seen and not is_number(test.get(score.key)):
             continue
         best = max(seen, key=lambda r: r[score.key], default={})
-        row.update({f'{score.name}_best': _scaled(best, score), f'{score.name}_best_step': best.get('step'),
-                    f'{score.name}_last': _scaled(seen[-1] if seen else {}, score),
-                    f'{score.name}_test': _scaled(test, score)})
+        row.update(
+            {
+                f'{score.name}_best': _scaled(best, score),
+                f'{score.name}_best_step': best.get('step'),
+                f'{score.name}_last': _scaled(seen[-1] if seen else {}, score),
+                f'{score.name}_test': _scaled(test, score),
+            }
+        )
         row[score.name], source = _reported(row, score)
         if row['metric'] is None:
             row.update(metric=score.name, score=row[score.name], score_from=source)
@@ -183,7 +195,7 @@ def _scaled(record: dict, score: Score) -> float | None:
 
 def _cost_cells(metrics: dict) -> Row:
     """Of one evaluation; ``disturbed`` as a truth value, for the mark behind a latency."""
-    cells = {key[len(PREFIX):]: value for key, value in metrics.items() if key.startswith(PREFIX)}
+    cells = {key[len(PREFIX) :]: value for key, value in metrics.items() if key.startswith(PREFIX)}
     return {**cells, 'disturbed': bool(cells['disturbed'])} if 'disturbed' in cells else cells
 
 
@@ -210,8 +222,12 @@ def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[
     # Steps that were completed; a log line of epoch 12 may come from its first iteration.
     done = [r['step'] for r in validations if 'step' in r] + ([] if saved is None else [saved])
     times = [r['time'] for r in trained if is_number(r.get('time'))]
-    return dict(trained=max(done, default=0) if trained else None, planned=planned if trained else None,
-                unit=unit if trained else None, train_iter_s=statistics.median(times) if times else None)
+    return dict(
+        trained=max(done, default=0) if trained else None,
+        planned=planned if trained else None,
+        unit=unit if trained else None,
+        train_iter_s=statistics.median(times) if times else None,
+    )
 
 
 def _note(row: Row, validations: Sequence[dict], test: dict, broken: int) -> str | None:
@@ -263,6 +279,7 @@ def _joined(name: str, members: Sequence[Row]) -> Row:
     if 'disturbed' in joined:  # a mean is as doubtful as any of its parts
         joined['disturbed'] = any(row.get('disturbed') for row in members)
     notes = [f'{row["name"]}: {row["note"]}' for row in members if row.get('note')]
-    joined.update(name=name, runs=len(members), scored=sum(row.get('score') is not None for row in members),
-                  note='; '.join(notes) or None)
+    joined.update(
+        name=name, runs=len(members), scored=sum(row.get('score') is not None for row in members), note='; '.join(notes) or None
+    )
     return joined

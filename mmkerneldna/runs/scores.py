@@ -1,4 +1,5 @@
 """The metrics that are reported, and how they are written."""
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, TypeGuard
 @dataclass(frozen=True)
 class Score:
     """A metric: its key in the logs, its name in rows, its title, and the factor that makes it percent."""
+
     key: str
     name: str
     title: str
@@ -39,5 +41,6 @@ def describe_scores(metrics: Mapping[str, Any]) -> str:
         >>> describe_scores({'coco/bbox_mAP': 0.264, 'coco/bbox_mAP_50': 0.5, 'cost/gmacs': 1.3})
         'box AP 26.4, box AP50 50.0'
     """
-    return ', '.join(f'{score.title} {metrics[score.key] * score.scale:.1f}' for score in SCORES
-                     if is_number(metrics.get(score.key)))
+    return ', '.join(
+        f'{score.title} {metrics[score.key] * score.scale:.1f}' for score in SCORES if is_number(metrics.get(score.key))
+    )

@@ -1,4 +1,5 @@
 """Cost of trained variants, measured in one process in turns, and its way into tables of runs."""
+
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,8 +21,9 @@ FILE_NAME = 'cost.json'
 KEYS = (*(column.key for column in COST_COLUMNS), 'batch', 'height', 'width', 'device', 'error', 'disturbed')
 
 
-def measure(configs: Mapping[str, Config], runs: Sequence[Run], workload: Workload, repeats: int,
-            work_dir: Path) -> dict[str, Row]:
+def measure(
+    configs: Mapping[str, Config], runs: Sequence[Run], workload: Workload, repeats: int, work_dir: Path
+) -> dict[str, Row]:
     """Cost of each variant with the weights of its first seed; of one that was never trained, why there is none.
 
     Args:

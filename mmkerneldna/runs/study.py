@@ -1,4 +1,5 @@
 """A comparison as a whole: which runs, one after the other, then their cost in turns."""
+
 import argparse
 import time
 from collections.abc import Mapping, Sequence
@@ -34,10 +35,11 @@ class Study:
         facts: more that makes a run the same run, such as a digest of its data.
         anew (bool): a folder with a run of another recipe is emptied, not refused.
     """
+
     variants: Sequence[Variant]
     work_dir: Path
     tools: Path
-    seeds: Sequence[int] = (0, )
+    seeds: Sequence[int] = (0,)
     options: Sequence[str] = ()
     train_flags: Sequence[str] = ()
     lengths: Mapping[str, int | None] = field(default_factory=dict)
@@ -67,10 +69,17 @@ class Study:
     def plan(self) -> tuple[list[Run], dict[str, Config]]:
         """All runs, seed by seed: a comparison that is stopped early has as many whole seeds as possible."""
         configs = self.configs()
-        runs = [Run(variant, seed, self.work_dir / variant.name / f'seed_{seed}',
-                    {**recipe_of(configs[variant.name], seed, self.flags), **self.facts},
-                    (*variant.options, *self.options))
-                for seed in dict.fromkeys(self.seeds) for variant in self.variants]
+        runs = [
+            Run(
+                variant,
+                seed,
+                self.work_dir / variant.name / f'seed_{seed}',
+                {**recipe_of(configs[variant.name], seed, self.flags), **self.facts},
+                (*variant.options, *self.options),
+            )
+            for seed in dict.fromkeys(self.seeds)
+            for variant in self.variants
+        ]
         for run in runs:
             run.claim(self.anew)
         return runs, configs
@@ -82,8 +91,10 @@ class Study:
             row = execute(run, self.flags, lambda line: _show(line, display), self.tools)
         finally:
             display.close()
-        display.say(f'  {result_line(row)}, {timedelta(seconds=round(time.monotonic() - start))}',
-                    style='red' if row['score'] is None else None)
+        display.say(
+            f'  {result_line(row)}, {timedelta(seconds=round(time.monotonic() - start))}',
+            style='red' if row['score'] is None else None,
+        )
         return row
 
 

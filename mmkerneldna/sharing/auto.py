@@ -1,4 +1,5 @@
 """The automatic policy: a sharing plan for any module."""
+
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -14,15 +15,17 @@ Taken = Callable[[nn.Conv2d], bool]
 
 
 @register_policy('auto')
-def auto_plan(module: nn.Module,
-              pattern: str = 'FS',
-              stages: Sequence[str] | None = None,
-              kernel_sizes: Sequence[int] | None = None,
-              min_kernel_params: int = 8192,
-              reduction: int = 4,
-              across_stages: bool | None = None,
-              residual_rank: int = 0,
-              spatial_scale: bool = True) -> SharingPlan:
+def auto_plan(
+    module: nn.Module,
+    pattern: str = 'FS',
+    stages: Sequence[str] | None = None,
+    kernel_sizes: Sequence[int] | None = None,
+    min_kernel_params: int = 8192,
+    reduction: int = 4,
+    across_stages: bool | None = None,
+    residual_rank: int = 0,
+    spatial_scale: bool = True,
+) -> SharingPlan:
     """Make a plan for any module.
 
     Convs of one stage with the same kernel shape and groups form a group, in order of definition. ``pattern`` is laid
@@ -64,7 +67,8 @@ def auto_plan(module: nn.Module,
         f'stages={stages}, kernel_sizes={kernel_sizes}, min_kernel_params={min_kernel_params}; convs: '
         f'{describe_convs(module)}): it needs two plain convs with the same kernel shape and groups, large enough to pay '
         'for a gate; try other kernel_sizes, a lower min_kernel_params, a larger reduction, a lower residual_rank or '
-        'across_stages=True')
+        'across_stages=True'
+    )
 
 
 def stage_of(path: str) -> str:
@@ -74,8 +78,10 @@ def stage_of(path: str) -> str:
 
 def _check_pattern(pattern: str) -> None:
     if not re.fullmatch(r'(?:[FS]\*?)+', pattern) or pattern.count('*') > 1 or not re.search('F(?!\\*)', pattern):
-        raise SharingPlanError(f"pattern={pattern!r} must be letters F (full) and S (shared) with at least one plain F and "
-                               "at most one letter starred, such as 'FS', 'S*F' or 'FS*F'")
+        raise SharingPlanError(
+            f'pattern={pattern!r} must be letters F (full) and S (shared) with at least one plain F and '
+            "at most one letter starred, such as 'FS', 'S*F' or 'FS*F'"
+        )
 
 
 def _check_stages(module: nn.Module, stages: str | Sequence[str] | None) -> None:
@@ -85,12 +91,12 @@ def _check_stages(module: nn.Module, stages: str | Sequence[str] | None) -> None
     for stage in stages or ():
         if stage not in paths:
             known = sorted({stage_of(name) for name, m in module.named_modules() if is_plain_conv(m)})
-            raise SharingPlanError(f'stage {stage!r} is not in {type(module).__name__}; stages with convs: '
-                                   f"{', '.join(known)}")
+            raise SharingPlanError(f'stage {stage!r} is not in {type(module).__name__}; stages with convs: {", ".join(known)}')
 
 
-def _groups(module: nn.Module, stages: Sequence[str] | None, taken: Taken, min_kernel_params: int,
-            across_stages: bool) -> dict[tuple, list[str]]:
+def _groups(
+    module: nn.Module, stages: Sequence[str] | None, taken: Taken, min_kernel_params: int, across_stages: bool
+) -> dict[tuple, list[str]]:
     groups: dict[tuple, list[str]] = {}
     for path, conv in free_convs(module).items():
         if conv.weight.numel() >= min_kernel_params and _inside(path, stages) and taken(conv):
@@ -120,7 +126,7 @@ def _expand(pattern: str, length: int) -> str:
     star = pattern.find('*')
     if star < 0:
         return (pattern * length)[:length]
-    head, tail = pattern[:star - 1], pattern[star + 1:]
+    head, tail = pattern[: star - 1], pattern[star + 1 :]
     return (head + pattern[star - 1] * max(0, length - len(head) - len(tail)) + tail)[:length]
 
 
@@ -128,8 +134,7 @@ def _borrow_within(paths: list[str], letters: str) -> list[tuple[str, str]]:
     full = [i for i, letter in enumerate(letters) if letter == 'F']
     if not full:
         return []
-    return [(paths[i], paths[next((f for f in full if f > i), full[-1])]) for i, letter in enumerate(letters)
-            if letter == 'S']
+    return [(paths[i], paths[next((f for f in full if f > i), full[-1])]) for i, letter in enumerate(letters) if letter == 'S']
 
 
 def worth(conv: nn.Module, b: Borrowing) -> bool:

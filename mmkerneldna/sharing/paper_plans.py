@@ -5,6 +5,7 @@ topologies of ResNet-18, ResNet-50 and MobileNetV2 are facts of the released cod
 
 Each row is (stage, child block, child conv, parent block, parent conv, reduction); stages count from 1, blocks from 0.
 """
+
 import difflib
 from typing import Any
 
@@ -19,7 +20,7 @@ def _basic_stage(stage: int, blocks: int) -> list[Row]:
     return rows + [(stage, b, 'conv1', b, 'conv2', 4) for b in range(1, blocks)]
 
 
-def _paired_stage(stage: int, blocks: int, convs: tuple[str, ...] = ('conv2', ), reduction: int = 4) -> list[Row]:
+def _paired_stage(stage: int, blocks: int, convs: tuple[str, ...] = ('conv2',), reduction: int = 4) -> list[Row]:
     """F-n(SF): behind block 0, every odd block borrows from the even one after it."""
     return [(stage, b, conv, b + 1, conv, reduction) for b in range(1, blocks - 1, 2) for conv in convs]
 
@@ -27,8 +28,11 @@ def _paired_stage(stage: int, blocks: int, convs: tuple[str, ...] = ('conv2', ),
 def _inverted_stage(stage: int, blocks: int) -> list[Row]:
     """F-nS-F: all blocks but the first and the last borrow the last one's two 1x1 convs."""
     last = blocks - 1
-    return [(stage, b, conv, last, conv, reduction) for b in range(1, last)
-            for conv, reduction in (('expand_conv.conv', 4), ('linear_conv.conv', 24))]
+    return [
+        (stage, b, conv, last, conv, reduction)
+        for b in range(1, last)
+        for conv, reduction in (('expand_conv.conv', 4), ('linear_conv.conv', 24))
+    ]
 
 
 # A ResNeXt keeps its parameters in the 1x1 convs, its grouped 3x3 is cheap; with the paper's reduction of 4 a gate on
@@ -66,6 +70,8 @@ def get_plan(name: str) -> SharingPlan:
     if name not in PLANS:
         near = difflib.get_close_matches(name, PLANS, n=3, cutoff=0.4)
         hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
-        raise SharingPlanError(f"no sharing plan is named {name!r}; {hint}known plans: {', '.join(PLANS)}, or "
-                               "dict(type='auto', ...), or a {child path: parent path} mapping")
+        raise SharingPlanError(
+            f'no sharing plan is named {name!r}; {hint}known plans: {", ".join(PLANS)}, or '
+            "dict(type='auto', ...), or a {child path: parent path} mapping"
+        )
     return PLANS[name]

@@ -1,4 +1,5 @@
 """Shared kernels and per-parameter optimizer settings."""
+
 from collections.abc import Mapping, MutableMapping
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -64,12 +65,16 @@ def check_paramwise(model: nn.Module, optim_wrapper: Mapping) -> None:
         if not paramwise.get('bypass_duplicate'):
             trouble = f'would put the kernel that {tie.path} borrows into two parameter groups'
         elif keys[0] != keys[1]:
-            trouble = (f'would treat the kernel that {tie.path} borrows by custom_keys {keys[0]!r}, and not by {keys[1]!r} '
-                       f'like its owner {tie.parent}')
+            trouble = (
+                f'would treat the kernel that {tie.path} borrows by custom_keys {keys[0]!r}, and not by {keys[1]!r} '
+                f'like its owner {tie.parent}'
+            )
         else:
             continue
-        raise SharingPlanError(f"optim_wrapper.paramwise_cfg={dict(paramwise)} {trouble}: set constructor='{OURS}' "
-                               f'(--cfg-options optim_wrapper.constructor={OURS})')
+        raise SharingPlanError(
+            f"optim_wrapper.paramwise_cfg={dict(paramwise)} {trouble}: set constructor='{OURS}' "
+            f'(--cfg-options optim_wrapper.constructor={OURS})'
+        )
 
 
 def _custom_key(name: str, paramwise: Mapping) -> str | None:

@@ -1,4 +1,5 @@
 """A sharing plan as data: which convolution borrows whose kernel, in whatever module."""
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ class Borrowing:
         residual_rank (int): of the child's low-rank residual, 0 for none (the paper).
         spatial_scale (bool): whether the child has one (the paper: unless it is 1x1).
     """
+
     child: str
     parent: str
     reduction: int = 4
@@ -36,7 +38,7 @@ class Borrowing:
 
     def __str__(self) -> str:
         rank = f', residual rank {self.residual_rank}' if self.residual_rank else ''
-        return f"{self.child} (reduction {self.reduction}{rank}{'' if self.spatial_scale else ', no spatial scale'})"
+        return f'{self.child} (reduction {self.reduction}{rank}{"" if self.spatial_scale else ", no spatial scale"})'
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class SharingPlan:
         layer3.4.conv2
         └── layer3.3.conv2 (reduction 4)
     """
+
     borrowings: tuple[Borrowing, ...]
     name: str = 'custom'
 
@@ -70,13 +73,16 @@ class SharingPlan:
             if b.child in seen:
                 raise SharingPlanError(f"plan '{self.name}': {b.child} is listed as a child twice; a child has one parent")
             if b.child in parents:
-                raise SharingPlanError(f"plan '{self.name}': {b.child} is a child and a parent; a parent must own its "
-                                       'kernel, so let its children borrow from its own parent')
+                raise SharingPlanError(
+                    f"plan '{self.name}': {b.child} is a child and a parent; a parent must own its "
+                    'kernel, so let its children borrow from its own parent'
+                )
             seen.add(b.child)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, str | Mapping[str, Any]], reduction: int = 4,
-                     name: str = 'custom') -> 'SharingPlan':
+    def from_mapping(
+        cls, mapping: Mapping[str, str | Mapping[str, Any]], reduction: int = 4, name: str = 'custom'
+    ) -> 'SharingPlan':
         """Plan from ``{child path: parent path}``, one reduction for all gates.
 
         Where a child has options of its own, ``dict(parent=..., reduction=..., ...)`` stands for the parent's path.
@@ -88,8 +94,9 @@ class SharingPlan:
 
     def to_mapping(self) -> dict[str, Any]:
         """What :meth:`from_mapping` makes the same borrowings of: plain data, for a config."""
-        return {b.child: {'parent': b.parent, **changed} if (changed := _changed_options(b)) else b.parent
-                for b in self.borrowings}
+        return {
+            b.child: {'parent': b.parent, **changed} if (changed := _changed_options(b)) else b.parent for b in self.borrowings
+        }
 
     @property
     def children(self) -> dict[str, str]:
@@ -157,8 +164,10 @@ def _borrowing(child: str, parent: Any, reduction: int, plan: str) -> Borrowing:
     options = {'parent': parent} if isinstance(parent, str) else parent
     known = {'parent', *Borrowing('', '').options()}
     if not isinstance(options, Mapping) or 'parent' not in options or set(options) - known:
-        raise SharingPlanError(f"plan '{plan}': {child} must have the path of its parent, or a dict of parent and any of "
-                               f'{", ".join(sorted(known - {"parent"}))}, got {parent!r}')
+        raise SharingPlanError(
+            f"plan '{plan}': {child} must have the path of its parent, or a dict of parent and any of "
+            f'{", ".join(sorted(known - {"parent"}))}, got {parent!r}'
+        )
     return Borrowing(child, **{'reduction': reduction, **options})
 
 

@@ -2,6 +2,7 @@
 
 A policy may need what stands above this part of the package (trained weights, images): it registers itself from there.
 """
+
 from collections.abc import Callable
 
 from .plan import SharingPlan

@@ -1,4 +1,5 @@
 """Apply a sharing plan to a built module, all or nothing."""
+
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -37,8 +38,9 @@ def resolve_plan(module: nn.Module, plan: PlanLike) -> SharingPlan:
     if isinstance(plan, str):
         return auto_plan(module) if plan == 'auto' else get_plan(plan)
     if not isinstance(plan, Mapping):
-        raise SharingPlanError(f"a plan is a SharingPlan, a name, dict(type='auto', ...) or a mapping of child to parent "
-                               f'paths, got {plan!r}')
+        raise SharingPlanError(
+            f"a plan is a SharingPlan, a name, dict(type='auto', ...) or a mapping of child to parent paths, got {plan!r}"
+        )
     if 'type' in plan:
         return _policy_plan(module, dict(plan))
     return SharingPlan.from_mapping(plan)
@@ -47,7 +49,7 @@ def resolve_plan(module: nn.Module, plan: PlanLike) -> SharingPlan:
 def _policy_plan(module: nn.Module, policy: dict[str, Any]) -> SharingPlan:
     kind = policy.pop('type')
     if kind not in PLAN_POLICIES:
-        raise SharingPlanError(f"the policy type of a plan must be {' or '.join(map(repr, PLAN_POLICIES))}, got {kind!r}")
+        raise SharingPlanError(f'the policy type of a plan must be {" or ".join(map(repr, PLAN_POLICIES))}, got {kind!r}')
     make = PLAN_POLICIES[kind]
     try:
         inspect.signature(make).bind(module, **policy)
@@ -56,11 +58,13 @@ def _policy_plan(module: nn.Module, policy: dict[str, Any]) -> SharingPlan:
     return make(module, **policy)
 
 
-def share_kernels(module: nn.Module,
-                  plan: PlanLike,
-                  gate_cfg: dict | None = None,
-                  residual_rank: int | None = None,
-                  spatial_scale: bool | None = None) -> nn.Module:
+def share_kernels(
+    module: nn.Module,
+    plan: PlanLike,
+    gate_cfg: dict | None = None,
+    residual_rank: int | None = None,
+    spatial_scale: bool | None = None,
+) -> nn.Module:
     """Let convolutions of ``module`` borrow kernels, in place.
 
     The plan is checked as a whole first; on any error the module is as it was.
@@ -87,8 +91,10 @@ def share_kernels(module: nn.Module,
         _check_fit(b, convs[b.child], convs[b.parent], resolved.name)
     _check_distinct(resolved, convs)
     _check_free(module, resolved)
-    children = {b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_options)
-                for b in resolved.borrowings}
+    children = {
+        b.child: ChildConv2d.from_conv(convs[b.child], convs[b.parent], **b.options(), **gate_options)
+        for b in resolved.borrowings
+    }
     for path, child in children.items():
         replace(module, convs[path], child)
     keep_ties(module)
@@ -112,16 +118,18 @@ def _plain_conv(module: nn.Module, path: str, plan: str) -> nn.Conv2d:
     except AttributeError:
         known = [name for name, m in module.named_modules() if is_plain_conv(m)]
         near = difflib.get_close_matches(path, known, n=3, cutoff=0.0)
-        raise SharingPlanError(f"plan '{plan}': {type(module).__name__} has no {path}; nearest convs: "
-                               f"{', '.join(near) or 'none at all'}") from None
+        raise SharingPlanError(
+            f"plan '{plan}': {type(module).__name__} has no {path}; nearest convs: {', '.join(near) or 'none at all'}"
+        ) from None
     if isinstance(conv, ChildConv2d):
         raise SharingPlanError(f"plan '{plan}': {path} borrows its kernel already; a plan is applied once")
     if not is_plain_conv(conv):
-        raise SharingPlanError(f"plan '{plan}': {path} is a {type(conv).__name__}; only a plain Conv2d can share its "
-                               'kernel')
+        raise SharingPlanError(f"plan '{plan}': {path} is a {type(conv).__name__}; only a plain Conv2d can share its kernel")
     if 'weight' not in conv._parameters:
-        raise SharingPlanError(f"plan '{plan}': {path} computes its kernel at run time (pruning, spectral_norm, ...); only a "
-                               'kernel that is a parameter can be shared')
+        raise SharingPlanError(
+            f"plan '{plan}': {path} computes its kernel at run time (pruning, spectral_norm, ...); only a "
+            'kernel that is a parameter can be shared'
+        )
     return conv
 
 
@@ -130,17 +138,23 @@ def _check_fit(b: Borrowing, child: nn.Conv2d, parent: nn.Conv2d, plan: str) -> 
     if ours != theirs:
         raise SharingPlanError(
             f"plan '{plan}': {b.child} has a kernel {ours[0]} in {ours[1]} group(s), {b.parent} one of {theirs[0]} in "
-            f'{theirs[1]}; a child needs a parent with the same out_channels, in_channels, kernel size and groups')
+            f'{theirs[1]}; a child needs a parent with the same out_channels, in_channels, kernel size and groups'
+        )
     if not 1 <= b.reduction <= child.in_channels:
-        raise SharingPlanError(f"plan '{plan}': reduction={b.reduction} of {b.child} must lie between 1 and its "
-                               f'{child.in_channels} input channels')
+        raise SharingPlanError(
+            f"plan '{plan}': reduction={b.reduction} of {b.child} must lie between 1 and its {child.in_channels} input channels"
+        )
     rank = min(child.out_channels, child.weight[0].numel())
     if not 0 <= b.residual_rank <= rank:
-        raise SharingPlanError(f"plan '{plan}': residual_rank={b.residual_rank} of {b.child} must lie between 0 and {rank}, "
-                               f'the rank of a kernel of {ours[0]}')
+        raise SharingPlanError(
+            f"plan '{plan}': residual_rank={b.residual_rank} of {b.child} must lie between 0 and {rank}, "
+            f'the rank of a kernel of {ours[0]}'
+        )
     if child.weight.device != parent.weight.device or child.weight.dtype != parent.weight.dtype:
-        raise SharingPlanError(f"plan '{plan}': {b.child} is on {child.weight.device} in {child.weight.dtype}, {b.parent} "
-                               f'on {parent.weight.device} in {parent.weight.dtype}; move the module as a whole first')
+        raise SharingPlanError(
+            f"plan '{plan}': {b.child} is on {child.weight.device} in {child.weight.dtype}, {b.parent} "
+            f'on {parent.weight.device} in {parent.weight.dtype}; move the module as a whole first'
+        )
 
 
 def _check_distinct(plan: SharingPlan, convs: dict[str, nn.Conv2d]) -> None:
@@ -149,8 +163,9 @@ def _check_distinct(plan: SharingPlan, convs: dict[str, nn.Conv2d]) -> None:
     for path, conv in convs.items():
         other = first.setdefault(id(conv), path)
         if path != other and (path in plan.children or other in plan.children):
-            raise SharingPlanError(f"plan '{plan.name}': {other} and {path} are one conv, which hangs in both "
-                                   'places: name it once')
+            raise SharingPlanError(
+                f"plan '{plan.name}': {other} and {path} are one conv, which hangs in both places: name it once"
+            )
 
 
 def _check_free(module: nn.Module, plan: SharingPlan) -> None:
@@ -162,12 +177,14 @@ def _check_free(module: nn.Module, plan: SharingPlan) -> None:
 
 
 @MODELS.register_module(name='KernelDNA')
-def build_shared(module: dict,
-                 plan: PlanLike = 'auto',
-                 gate_cfg: dict | None = None,
-                 residual_rank: int | None = None,
-                 spatial_scale: bool | None = None,
-                 **injected) -> nn.Module:
+def build_shared(
+    module: dict,
+    plan: PlanLike = 'auto',
+    gate_cfg: dict | None = None,
+    residual_rank: int | None = None,
+    spatial_scale: bool | None = None,
+    **injected,
+) -> nn.Module:
     """Share kernels in any module built from a config.
 
     ``neck=dict(type='KernelDNA', module=dict(type='FPN', ...), plan=...)`` returns the inner module itself: no wrapper, no

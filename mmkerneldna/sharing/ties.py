@@ -9,6 +9,7 @@ the module it is given, functions without state of their own, which go along in 
 - loading gives a child what its parent gets, the very ``Parameter`` with ``assign=True``, and reports any other kernel under
   the child's name (a static net's) as unexpected.
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Tie(NamedTuple):
         child (ChildConv2d): the borrower.
         parent (str): path of the owner.
     """
+
     path: str
     child: ChildConv2d
     parent: str
@@ -36,8 +38,11 @@ def find_ties(module: nn.Module) -> list[Tie]:
     """Ties between children and parents below ``module``; a child whose parent is elsewhere, or gone, owns its kernel."""
     places = list(module.named_modules(remove_duplicate=False))
     paths = {id(m): path for path, m in reversed(places)}
-    return [Tie(path, m, paths[id(m.parent)]) for path, m in places
-            if isinstance(m, ChildConv2d) and m.tied and id(m.parent) in paths]
+    return [
+        Tie(path, m, paths[id(m.parent)])
+        for path, m in places
+        if isinstance(m, ChildConv2d) and m.tied and id(m.parent) in paths
+    ]
 
 
 def keep_ties(module: nn.Module) -> None:
@@ -66,8 +71,16 @@ def _drop_borrowed(module: nn.Module, state_dict: dict, prefix: str, local_metad
             state_dict.pop(_key(prefix, tie.path), None)
 
 
-def _lend_loaded(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list,
-                 unexpected_keys: list, error_msgs: list) -> None:
+def _lend_loaded(
+    module: nn.Module,
+    state_dict: dict,
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing_keys: list,
+    unexpected_keys: list,
+    error_msgs: list,
+) -> None:
     assign = local_metadata.get('assign_to_params_buffers', False)
     for tie in find_ties(module):
         key, owner = _key(prefix, tie.path), _key(prefix, tie.parent)

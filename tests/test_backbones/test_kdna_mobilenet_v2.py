@@ -42,14 +42,15 @@ def test_mmseg_strides_and_dilations():
     ours, theirs = KDNAMobileNetV2(**kwargs), SegMobileNetV2(**kwargs)
     x = torch.rand(1, 3, 64, 64)
     assert [o.shape for o in ours(x)] == [o.shape for o in theirs(x)]
-    ours, theirs = ([m.dilation for m in net.modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)]
-                    for net in (ours, theirs))
+    ours, theirs = (
+        [m.dilation for m in net.modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)] for net in (ours, theirs)
+    )
     assert ours == theirs == [(2, 2), (2, 2), (4, 4), (4, 4)]
 
 
 def test_last_conv_only_where_it_is_read():
     assert not hasattr(KDNAMobileNetV2(out_indices=(1, 2, 4, 6)), 'conv2')
-    assert hasattr(KDNAMobileNetV2(out_indices=(7, )), 'conv2')
+    assert hasattr(KDNAMobileNetV2(out_indices=(7,)), 'conv2')
     with pytest.raises(ValueError, match='frozen_stages=7 freezes conv2'):
         KDNAMobileNetV2(out_indices=(1, 2, 4, 6), frozen_stages=7)
 

@@ -39,15 +39,18 @@ def test_unknown_depth_and_plan():
         KDNAResNet(18, sharing='resnet50')
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(),
-    dict(style='caffe'),
-    dict(deep_stem=True),
-    dict(deep_stem=True, avg_down=True),
-    dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
-    dict(base_channels=16),
-    dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
-])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(style='caffe'),
+        dict(deep_stem=True),
+        dict(deep_stem=True, avg_down=True),
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+        dict(base_channels=16),
+        dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+    ],
+)
 def test_same_feature_shapes_as_upstream(kwargs):
     x = torch.rand(1, 3, 65, 97)
     ours, theirs = KDNAResNet(50, **kwargs).train(), ResNet(50, **kwargs)
@@ -73,7 +76,7 @@ def test_without_gate_and_modulation_it_is_the_static_net():
     for m in shared.modules():
         if isinstance(m, ChildConv2d):
             nn.init.zeros_(m.gate.fc2.weight)
-            nn.init.constant_(m.gate.fc2.bias, 40.)
+            nn.init.constant_(m.gate.fc2.bias, 40.0)
     x = torch.rand(2, 3, 64, 64)
     for ours, expected in zip(shared(x), static(x)):
         torch.testing.assert_close(ours, expected)
@@ -126,6 +129,7 @@ def test_a_live_child_of_a_frozen_parent_is_a_choice():
 def test_a_frozen_child_does_not_freeze_its_live_parent():
     from mmkerneldna.backbones.shared_backbone import thaw_adapters
     from mmkerneldna.sharing import share_kernels
+
     net = nn.ModuleDict({'layer1': nn.Sequential(nn.Conv2d(4, 4, 3)), 'layer2': nn.Sequential(nn.Conv2d(4, 4, 3))})
     share_kernels(net, {'layer1.0': 'layer2.0'})
     for p in net['layer1'].parameters():
@@ -138,6 +142,7 @@ def test_a_frozen_child_does_not_freeze_its_live_parent():
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
 def test_resolves_under_both_scopes(scope):
     import importlib
+
     registry = importlib.import_module(f'{scope}.registry').MODELS
     net = registry.build(dict(type='KDNAResNet', depth=18, base_channels=8))
     assert isinstance(net, KDNAResNet)
@@ -147,19 +152,20 @@ def test_init_weights_reaches_gates_and_shared_kernels():
     net = KDNAResNet(18, base_channels=8)
     with torch.no_grad():
         for p in net.parameters():
-            p.fill_(7.)
+            p.fill_(7.0)
     net.init_weights()
     child = net.layer3[0].conv2
     assert child.weight is net.layer3[1].conv2.weight
     for weight in (child.weight, child.gate.fc1.weight, child.gate.fc2.weight):
         fan_out = weight.shape[0] * weight.shape[2] * weight.shape[3]
-        assert weight.std().item() == pytest.approx((2 / fan_out)**0.5, rel=0.4)
+        assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.4)
 
 
 def test_resnext_plans_fit_upstream():
     from mmdet.models.backbones import ResNeXt
 
     from mmkerneldna.sharing import share_kernels
+
     net = ResNeXt(depth=50, groups=32, base_width=4)
     before = sum(p.numel() for p in net.parameters())
     share_kernels(net, 'resnext50')

@@ -1,4 +1,5 @@
 """A naive forward that reads the released DCD key layout from the state dict, against our converted nets."""
+
 import math
 
 import pytest
@@ -23,7 +24,7 @@ class ReleasedDCD(Released):
     def get(self, key, *shape, low=None, high=None):
         """Wide norms: a layer multiplies its input with itself, which soon leaves the numbers."""
         if key.endswith('running_var'):
-            low, high = 20., 80.
+            low, high = 20.0, 80.0
         return super().get(key, *shape, low=low, high=high)
 
     def dynamic(self, x, name, out, kernel, stride=1):
@@ -83,14 +84,14 @@ def mobile_widths(ins, out):
     """Side of the pooled map and latent channels of the released MobileNetV2."""
     pool, divisor = (2, 8) if ins < out else (1, 2)
     features = ins * pool**2
-    while min(features // divisor, out // divisor)**2 > 2 * features:
+    while min(features // divisor, out // divisor) ** 2 > 2 * features:
         divisor *= 2
     return pool, max(min(features // divisor, out // divisor), 4)
 
 
 def mobile_net():
     """Every layer is given its released widths."""
-    net = MobileNetV2(out_indices=(7, ))
+    net = MobileNetV2(out_indices=(7,))
     for path in match_convs(net, DCDConv2d, ['layer[2-7].*.expand_conv.*', 'layer[2-7].*.linear_conv.*'], ()):
         conv = net.get_submodule(path)
         pool, latent = mobile_widths(conv.in_channels, conv.out_channels)
@@ -100,10 +101,16 @@ def mobile_net():
 
 
 NETS = {
-    'resnet18': (2, lambda net, x: net.resnet(x, net.basic, (2, 2, 2, 2), 1),
-                 lambda: swap_convs(ResNet(18), dict(type='DCDConv2d', pool_size=2))),
-    'resnet50': (1, lambda net, x: net.resnet(x, net.bottleneck, (3, 4, 6, 3), 4),
-                 lambda: swap_convs(ResNet(50), dict(type='DCDConv2d'))),
+    'resnet18': (
+        2,
+        lambda net, x: net.resnet(x, net.basic, (2, 2, 2, 2), 1),
+        lambda: swap_convs(ResNet(18), dict(type='DCDConv2d', pool_size=2)),
+    ),
+    'resnet50': (
+        1,
+        lambda net, x: net.resnet(x, net.bottleneck, (3, 4, 6, 3), 4),
+        lambda: swap_convs(ResNet(50), dict(type='DCDConv2d')),
+    ),
     'mobilenet_v2': (1, lambda net, x: net.mobile(x), mobile_net),
 }
 
@@ -123,8 +130,9 @@ def test_features_agree_with_the_released_layout(name, doubles):
     released, x = ReleasedDCD(pool), torch.randn(2, 3, 40, 40)
     expected = reference(released, x)
     net = build()
-    net.load_state_dict(convert_dcd(dict(state_dict={f'module.{key}': value for key, value in released.state.items()})),
-                        strict=True)
+    net.load_state_dict(
+        convert_dcd(dict(state_dict={f'module.{key}': value for key, value in released.state.items()})), strict=True
+    )
     net.eval()
     for ours, theirs in zip(net(x), expected, strict=True):
         assert theirs.std() > 1e-3, 'the reference died out, so the comparison would say nothing'
@@ -137,7 +145,11 @@ def test_refuses_what_is_no_released_net():
     with pytest.raises(ValueError, match='expected the layers of resnet_dcd.*got trunk'):
         convert_dcd({'trunk.fc_phi.weight': torch.zeros(1)})
     state = {f'{name}.weight': torch.zeros(1) for name in ('conv1', 'bn1', 'layer4.0.conv1.conv', 'layer4.0.conv1.fc_phi')}
-    assert set(convert_dcd(state)) == {'conv1.weight', 'bn1.weight', 'layer4.0.conv1.weight',
-                                       'layer4.0.conv1.fusion.phi_fc.weight'}
+    assert set(convert_dcd(state)) == {
+        'conv1.weight',
+        'bn1.weight',
+        'layer4.0.conv1.weight',
+        'layer4.0.conv1.fusion.phi_fc.weight',
+    }
     with pytest.raises(ValueError, match='2 keys belong to no layer.*layer5.0.weight, layer4.0.conv1.surprise'):
         convert_dcd({**state, 'layer5.0.weight': torch.zeros(1), 'layer4.0.conv1.surprise': torch.zeros(1)})

@@ -1,4 +1,5 @@
 """A naive forward that reads the released FDConv key layout from the state dict, against our converted nets."""
+
 import math
 
 import pytest
@@ -25,7 +26,7 @@ class ReleasedFDConv(Released):
     def spectrum(self, name, out, ins, kernel):
         key = f'{name}.dft_weight'
         if key not in self.state:
-            matrix = torch.randn(out * kernel, ins * kernel) * (2 / (ins * kernel**2))**0.5
+            matrix = torch.randn(out * kernel, ins * kernel) * (2 / (ins * kernel**2)) ** 0.5
             self.state[key] = torch.view_as_real(torch.fft.rfft2(matrix) / (min(out, ins) // 2))[None].clone()
         return torch.view_as_complex(self.state[key][0])
 
@@ -37,7 +38,7 @@ class ReleasedFDConv(Released):
         ins, pooled = x.shape[1], x.mean((2, 3), keepdim=True)
         ksm = f'{name}.KSM_Global'
         hidden = self.bn(self.static(pooled, f'{ksm}.fc', max(ins // 16, 16), 1), f'{ksm}.bn').flatten()
-        hidden = self.get(f'{ksm}.relu.scale', 1, low=0.5, high=1.) * hidden.relu()**2 + self.get(f'{ksm}.relu.bias', 1)
+        hidden = self.get(f'{ksm}.relu.scale', 1, low=0.5, high=1.0) * hidden.relu() ** 2 + self.get(f'{ksm}.relu.bias', 1)
         channel = 2 * self.dense(hidden, f'{ksm}.channel_fc', ins).sigmoid()
         filters = 2 * self.dense(hidden, f'{ksm}.filter_fc', out).sigmoid()
         spatial = 2 * self.dense(hidden, f'{ksm}.spatial_fc', kernel**2).sigmoid() if kernel > 1 else torch.ones(1)
@@ -62,7 +63,7 @@ class ReleasedFDConv(Released):
     def local(self, pooled, name, out, kernel):
         ins = pooled.shape[1]
         weight, bias = self.get(f'{name}.KSM_Local.norm.weight', ins), self.get(f'{name}.KSM_Local.norm.bias', ins)
-        x = F.layer_norm(pooled.flatten(1), (ins, ), weight, bias)[:, None]
+        x = F.layer_norm(pooled.flatten(1), (ins,), weight, bias)[:, None]
         size = round(math.log2(ins) / 2 + 0.5) // 2 * 2 + 1
         logits = F.conv1d(x, self.get(f'{name}.KSM_Local.conv.weight', out * kernel**2, 1, size), padding=size // 2)
         return 2 * logits[0].view(out, kernel, kernel, ins).permute(0, 3, 1, 2).sigmoid()
@@ -81,7 +82,7 @@ class ReleasedFDConv(Released):
         return total + rest
 
 
-BLOCKS = {18: ('basic', (2, 2), 1), 50: ('bottleneck', (3, ), 4)}  # the first stages: the naive forward is slow
+BLOCKS = {18: ('basic', (2, 2), 1), 50: ('bottleneck', (3,), 4)}  # the first stages: the naive forward is slow
 
 
 def release(depth, x):
@@ -109,7 +110,7 @@ def test_features_agree_with_the_released_layout(depth, doubles):
     conv = fdconv_setting(checkpoint)
     assert conv == dict(type='FDConv2d', num_experts=64, released=True)
     stages = len(expected)
-    net = ResNet(depth, num_stages=stages, strides=(1, 2)[:stages], dilations=(1, ) * stages, out_indices=range(stages))
+    net = ResNet(depth, num_stages=stages, strides=(1, 2)[:stages], dilations=(1,) * stages, out_indices=range(stages))
     net = swap_convs(net, conv, INCLUDE)
     assert sum(isinstance(m, FDConv2d) for m in net.modules()) == {18: 8, 50: 9}[depth]
     net.load_state_dict(convert_fdconv(checkpoint), strict=True)

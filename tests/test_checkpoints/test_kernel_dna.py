@@ -1,4 +1,5 @@
 """Naive forwards that read the authors' key layout straight from the state dict, against our converted backbones."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ class Official:
             value = torch.empty(shape)
             if low is None:
                 fan = value[0].numel() if value.dim() > 1 else 10
-                value.normal_(0, (2 / fan)**0.5, generator=self.generator)
+                value.normal_(0, (2 / fan) ** 0.5, generator=self.generator)
             else:
                 value.uniform_(low, high, generator=self.generator)
             self.state[key] = value
@@ -27,7 +28,7 @@ class Official:
     def bn(self, x, name):
         c = x.shape[1]
         self.state.setdefault(f'{name}.num_batches_tracked', torch.tensor(3))
-        mean, var = self.get(f'{name}.running_mean', c), self.get(f'{name}.running_var', c, low=0.5, high=2.)
+        mean, var = self.get(f'{name}.running_mean', c), self.get(f'{name}.running_var', c, low=0.5, high=2.0)
         weight, bias = self.get(f'{name}.weight', c, low=0.5, high=1.5), self.get(f'{name}.bias', c)
         shape = (1, c, 1, 1)
         return (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt() * weight.view(shape) + bias.view(shape)
@@ -105,8 +106,9 @@ def resnet50(net, x):
         return (net.bn(net.conv(y, f'{name}.half2.conv3', dim * 4, 1), f'{name}.half2.bn3') + x).relu()
 
     for stage, dim, kids, parents, filters in (
-            ('layer3', 256, 'kids', ['parents.0', 'parents.1', 'parents.2'], 'static_filter_attn'),
-            ('layer4', 512, 'blocks', ['last_block'], 'static_filter_attn2')):
+        ('layer3', 256, 'kids', ['parents.0', 'parents.1', 'parents.2'], 'static_filter_attn'),
+        ('layer4', 512, 'blocks', ['last_block'], 'static_filter_attn2'),
+    ):
         x = own(x, f'{stage}.block0', dim, 2, True)
         n = len(parents)
         f, s = net.get(f'{stage}.{filters}', n, dim, 1, 1, 1), net.get(f'{stage}.static_spatial_attn', n, 1, 1, 3, 3)
@@ -164,8 +166,7 @@ CASES = {
     'resnet18': (resnet18, lambda: KDNAResNet(18)),
     'resnet50': (resnet50, lambda: KDNAResNet(50)),
     'mobilenet_v2': (mobilenet_v2, KDNAMobileNetV2),
-    'mobilenet_v2_0.5': (lambda net, x: mobilenet_v2(net, x, (16, 8, 16, 16, 32, 48, 80, 160)),
-                         lambda: KDNAMobileNetV2(0.5)),
+    'mobilenet_v2_0.5': (lambda net, x: mobilenet_v2(net, x, (16, 8, 16, 16, 32, 48, 80, 160)), lambda: KDNAMobileNetV2(0.5)),
 }
 
 

@@ -1,4 +1,5 @@
 """The released layout, computed by a reader of its own: keys and shapes as the authors' nets have them."""
+
 import math
 
 import pytest
@@ -72,7 +73,7 @@ class Released:
             for j in range(k):
                 for o in range(0, c_out, out):
                     for c in range(0, c_in // groups, ins):
-                        kernel[o:o + out, c:c + ins, i, j] = next(tiles)
+                        kernel[o : o + out, c : c + ins, i, j] = next(tiles)
         return F.conv2d(x, kernel, stride=stride, padding=k // 2, groups=groups)
 
 
@@ -92,7 +93,7 @@ def released_resnet18(budget):
     net.add_static('conv1', 64, 3, 7, 7)
     net.add_bn('bn1', 64)
     for block, width, stride in RESNET18:
-        for bn in ('bn1', 'bn2') + (('downsample.1', ) if stride == 2 else ()):
+        for bn in ('bn1', 'bn2') + (('downsample.1',) if stride == 2 else ()):
             net.add_bn(f'{block}.{bn}', width)
     net.add_static('fc', 10, 512)
     return net
@@ -143,7 +144,7 @@ def released_mobilenet(budget, by_role):
     for position, c_in, hidden, c_out, _, stage in mobile_blocks():
         keys = mobile_layers(position, c_in, hidden)
         shapes = [(c_in, hidden, 1, 1, 'expand'), (hidden, hidden, 3, hidden, 'depthwise'), (hidden, c_out, 1, 1, 'project')]
-        for (key, bn), (ins, out, k, groups, role) in zip(keys, shapes[-len(keys):]):
+        for (key, bn), (ins, out, k, groups, role) in zip(keys, shapes[-len(keys) :]):
             convs.append((key, ins, out, k, groups, number(stage, role)))
             bns.append((bn, out))
     convs.append(('features.18.0', 320, 1280, 1, 1, number(6, 'project')))
@@ -180,7 +181,7 @@ def test_features_agree_with_the_released_layout(release, run, arch, scale):
     checkpoint = dict(model={f'module.{key}': value for key, value in released.state.items()}, epoch=300)
     setting = kernelwarehouse_setting(checkpoint)
     assert (setting.arch, setting.scale, setting.width) == (arch, scale, 1)
-    net = swap_convs(ResNet(18) if arch == 'resnet18' else MobileNetV2(out_indices=(7, )), setting.conv)
+    net = swap_convs(ResNet(18) if arch == 'resnet18' else MobileNetV2(out_indices=(7,)), setting.conv)
     net.load_state_dict(convert_kernelwarehouse(checkpoint), strict=True)
     net.eval()
     x = torch.randn(2, 3, 64, 64)

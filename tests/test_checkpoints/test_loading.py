@@ -38,7 +38,7 @@ def net(*widths):
 def test_reads_what_mmengine_stores(tmp_path):
     hub = MessageHub('test_loading')
     hub.update_scalar('loss', 1.5)
-    hub.update_scalar('norm', torch.tensor(2.))
+    hub.update_scalar('norm', torch.tensor(2.0))
     hub.update_info('best', np.float64(0.25))
     meta = dict(seed=3, palette=np.arange(6, dtype=np.uint8).reshape(2, 3))
     torch.save(dict(meta=meta, message_hub=hub.state_dict()), tmp_path / 'a.pth')
@@ -112,7 +112,7 @@ def test_missing_file():
 def test_mismatch_is_counted_and_listed():
     mismatch = compare_state_dict(net(3, 4, 5, 6), net(3, 4, 7).state_dict())
     assert mismatch.missing == ['2.weight', '2.bias'] and not mismatch.unexpected
-    assert mismatch.shapes == {'1.weight': ((5, 4, 1, 1), (7, 4, 1, 1)), '1.bias': ((5, ), (7, ))}
+    assert mismatch.shapes == {'1.weight': ((5, 4, 1, 1), (7, 4, 1, 1)), '1.bias': ((5,), (7,))}
     other = compare_state_dict(net(3, 4), net(3, 4, 7).state_dict())
     assert other.unexpected == ['1.weight', '1.bias'] and other.total == 2
 

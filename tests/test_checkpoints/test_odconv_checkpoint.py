@@ -1,4 +1,5 @@
 """A naive forward that reads the released ODConv key layout from the state dict, against our converted backbones."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +8,7 @@ from mmdet.models import MobileNetV2, ResNet
 from mmkerneldna.checkpoints import convert_odconv
 from mmkerneldna.layers import swap_convs
 
-MOBILE_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
-                 (6, 320, 1, 1))
+MOBILE_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 class Released:
@@ -21,13 +21,13 @@ class Released:
         if key not in self.state:
             value = torch.empty(shape)
             fan = value[0].numel() if value.dim() == 4 else value[0, 0].numel() if value.dim() == 5 else 4
-            self.state[key] = value.normal_(0, (2 / fan)**0.5) if low is None else value.uniform_(low, high)
+            self.state[key] = value.normal_(0, (2 / fan) ** 0.5) if low is None else value.uniform_(low, high)
         return self.state[key]
 
     def bn(self, x, name):
         c = x.shape[1]
         self.state.setdefault(f'{name}.num_batches_tracked', torch.tensor(7))
-        mean, var = self.get(f'{name}.running_mean', c), self.get(f'{name}.running_var', c, low=0.5, high=2.)
+        mean, var = self.get(f'{name}.running_mean', c), self.get(f'{name}.running_var', c, low=0.5, high=2.0)
         weight, bias = self.get(f'{name}.weight', c, low=0.5, high=1.5), self.get(f'{name}.bias', c)
         column = (1, c, 1, 1)
         return (x - mean.view(column)) / (var.view(column) + 1e-5).sqrt() * weight.view(column) + bias.view(column)
@@ -110,12 +110,11 @@ class Released:
 NETS = {
     'resnet18': (lambda net, x: net.resnet(x, net.basic, (2, 2, 2, 2), 1), lambda: ResNet(18)),
     'resnet50': (lambda net, x: net.resnet(x, net.bottleneck, (3, 4, 6, 3), 4), lambda: ResNet(50)),
-    'mobilenet_v2': (lambda net, x: net.mobilenet(x), lambda: MobileNetV2(out_indices=(7, ))),
+    'mobilenet_v2': (lambda net, x: net.mobilenet(x), lambda: MobileNetV2(out_indices=(7,))),
 }
 
 
-@pytest.mark.parametrize('name, kernel_num', [('resnet18', 4), ('resnet50', 1), ('mobilenet_v2', 1),
-                                              ('mobilenet_v2', 3)])
+@pytest.mark.parametrize('name, kernel_num', [('resnet18', 4), ('resnet50', 1), ('mobilenet_v2', 1), ('mobilenet_v2', 3)])
 @torch.no_grad()
 def test_features_agree_with_the_released_layout(name, kernel_num):
     reference, build = NETS[name]

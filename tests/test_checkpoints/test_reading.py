@@ -1,4 +1,5 @@
 """What real files wrap around their weights."""
+
 import pytest
 import torch
 from mmdet.models import MobileNetV2, ResNet
@@ -17,22 +18,26 @@ def prefixed(prefix, state=STATE):
     return {prefix + key: value for key, value in state.items()}
 
 
-@pytest.mark.parametrize('checkpoint', [
-    STATE,
-    dict(state_dict=STATE, meta=dict(epoch=3)),
-    dict(model=STATE, args=dict(lr=1), epoch=4),
-    dict(model=dict(state_dict=STATE)),
-    dict(state_dict=prefixed('module.')),
-    dict(model=prefixed('module._orig_mod.')),
-    dict(ema_state_dict={'steps': torch.tensor(5), **prefixed('module.')}),
-    dict(model_ema=STATE),
-    prefixed('ema_'),
-    dict(state_dict=prefixed('module.ema_')),
-    dict(state_dict=STATE, ema_state_dict=prefixed('module.', OTHER)),
-    dict(state_dict={**STATE, **{f'ema_{key.replace(".", "_")}': value for key, value in OTHER.items()}}),
-    dict(state_dict={**STATE, **prefixed('ema_', OTHER)}),
-    {**STATE, 'rng': [1, 2], '_extra_state': None},
-], ids=lambda checkpoint: ' '.join(list(checkpoint)[:2]))
+@pytest.mark.parametrize(
+    'checkpoint',
+    [
+        STATE,
+        dict(state_dict=STATE, meta=dict(epoch=3)),
+        dict(model=STATE, args=dict(lr=1), epoch=4),
+        dict(model=dict(state_dict=STATE)),
+        dict(state_dict=prefixed('module.')),
+        dict(model=prefixed('module._orig_mod.')),
+        dict(ema_state_dict={'steps': torch.tensor(5), **prefixed('module.')}),
+        dict(model_ema=STATE),
+        prefixed('ema_'),
+        dict(state_dict=prefixed('module.ema_')),
+        dict(state_dict=STATE, ema_state_dict=prefixed('module.', OTHER)),
+        dict(state_dict={**STATE, **{f'ema_{key.replace(".", "_")}': value for key, value in OTHER.items()}}),
+        dict(state_dict={**STATE, **prefixed('ema_', OTHER)}),
+        {**STATE, 'rng': [1, 2], '_extra_state': None},
+    ],
+    ids=lambda checkpoint: ' '.join(list(checkpoint)[:2]),
+)
 def test_whatever_is_wrapped_around(checkpoint):
     read = plain_state_dict(checkpoint)
     assert list(read) == list(STATE)
@@ -57,9 +62,12 @@ def test_half_precision_becomes_fp32(dtype, monkeypatch):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_a_diverged_training_is_named(value):
-    broken = {f'layer{i}.weight': torch.tensor([1., value]) for i in range(7)}
-    with pytest.raises(CheckpointError, match=r'diverged.pth is .*: 7 of 10 entries hold NaN or infinite numbers '
-                       r'\(layer0.weight, layer1.weight, layer2.weight, layer3.weight, layer4.weight, ...\)'):
+    broken = {f'layer{i}.weight': torch.tensor([1.0, value]) for i in range(7)}
+    with pytest.raises(
+        CheckpointError,
+        match=r'diverged.pth is .*: 7 of 10 entries hold NaN or infinite numbers '
+        r'\(layer0.weight, layer1.weight, layer2.weight, layer3.weight, layer4.weight, ...\)',
+    ):
         plain_state_dict(dict(state_dict={**STATE, **broken}), 'diverged.pth')
 
 
@@ -94,9 +102,15 @@ def torchvision_resnet(depth):
     return net
 
 
-@pytest.mark.parametrize('theirs, ours', [(lambda: torchvision_resnet(18), lambda: ResNet(18)),
-                                          (lambda: torchvision_resnet(50), lambda: ResNet(50)),
-                                          (torchvision_mobilenet_v2, MobileNetV2)], ids=['r18', 'r50', 'mobilenet-v2'])
+@pytest.mark.parametrize(
+    'theirs, ours',
+    [
+        (lambda: torchvision_resnet(18), lambda: ResNet(18)),
+        (lambda: torchvision_resnet(50), lambda: ResNet(50)),
+        (torchvision_mobilenet_v2, MobileNetV2),
+    ],
+    ids=['r18', 'r50', 'mobilenet-v2'],
+)
 def test_names_of_torchvision(theirs, ours):
     with torch.device('meta'):
         expected, released = ours().state_dict(), theirs().state_dict()

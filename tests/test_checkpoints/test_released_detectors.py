@@ -1,4 +1,5 @@
 """Released detectors: the backbone under ``backbone.`` in the authors' names, neck and heads in mmdet's."""
+
 import argparse
 
 import pytest
@@ -31,10 +32,20 @@ def detector(backbone, channels):
 RESNET18, MOBILENET = dict(type='mmdet.ResNet', depth=18), dict(type='mmdet.MobileNetV2', out_indices=(2, 3, 5, 7))
 CASES = {
     'odconv-r18': (odconv_resnet18, convert_odconv, RESNET18, dict(type='ODConv2d', num_experts=4), [64, 128, 256, 512]),
-    'kw1x-r18': (lambda: released_resnet18(1).state, convert_kernelwarehouse, RESNET18, dict(type='KWConv2d'),
-                 [64, 128, 256, 512]),
-    'kw1x-mobilenet': (lambda: released_mobilenet(1, False).state, convert_kernelwarehouse, MOBILENET, dict(type='KWConv2d'),
-                       [24, 32, 96, 1280]),
+    'kw1x-r18': (
+        lambda: released_resnet18(1).state,
+        convert_kernelwarehouse,
+        RESNET18,
+        dict(type='KWConv2d'),
+        [64, 128, 256, 512],
+    ),
+    'kw1x-mobilenet': (
+        lambda: released_mobilenet(1, False).state,
+        convert_kernelwarehouse,
+        MOBILENET,
+        dict(type='KWConv2d'),
+        [24, 32, 96, 1280],
+    ),
 }
 
 

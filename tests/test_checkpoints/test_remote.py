@@ -29,11 +29,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path, asked
 
 
-@pytest.mark.parametrize('name, url', [
-    ('torchvision://resnet18', RESNET18),
-    ('modelzoo://resnet18', RESNET18),
-    ('https://example.org/nets/a.pth?download=1', 'https://example.org/nets/a.pth?download=1'),
-])
+@pytest.mark.parametrize(
+    'name, url',
+    [
+        ('torchvision://resnet18', RESNET18),
+        ('modelzoo://resnet18', RESNET18),
+        ('https://example.org/nets/a.pth?download=1', 'https://example.org/nets/a.pth?download=1'),
+    ],
+)
 def test_one_error_says_what_to_download_and_where_to_put_it(home, name, url):
     folder = home[0] / 'torch' / 'hub' / 'checkpoints'
     file_name = url.rpartition('/')[2].partition('?')[0]
@@ -46,19 +49,28 @@ def test_one_error_says_what_to_download_and_where_to_put_it(home, name, url):
     assert f'download {url} where' in text and f'put the file {file_name} into {folder}' in text
 
 
-@pytest.mark.parametrize('name, ending', [
-    ('open-mmlab://detectron2/resnet50_caffe', '/resnet50_msra-5891d200.pth'),
-    ('openmmlab://resnet50_caffe', '/resnet50_caffe-788b5fa3.pth'),  # an old name of detectron/resnet50_caffe
-    ('mmcls://resnet18', '/resnet18_8xb32_in1k_20210831-fbbb1da6.pth'),
-])
+@pytest.mark.parametrize(
+    'name, ending',
+    [
+        ('open-mmlab://detectron2/resnet50_caffe', '/resnet50_msra-5891d200.pth'),
+        ('openmmlab://resnet50_caffe', '/resnet50_caffe-788b5fa3.pth'),  # an old name of detectron/resnet50_caffe
+        ('mmcls://resnet18', '/resnet18_8xb32_in1k_20210831-fbbb1da6.pth'),
+    ],
+)
 def test_short_names_of_openmmlab(home, name, ending):
     with pytest.raises(CheckpointError, match=f'put the file {ending[1:]} into'):
         remote.fetch(name)
     assert home[1][0][0].startswith('https://') and home[1][0][0].endswith(ending)
 
 
-@pytest.mark.parametrize('name, near', [('torchvision://resnet5', 'resnet50'), ('open-mmlab://resnet50_cafe', 'resnet50_caffe'),
-                                        ('mmcls://resnet-18', 'resnet18')])
+@pytest.mark.parametrize(
+    'name, near',
+    [
+        ('torchvision://resnet5', 'resnet50'),
+        ('open-mmlab://resnet50_cafe', 'resnet50_caffe'),
+        ('mmcls://resnet-18', 'resnet18'),
+    ],
+)
 def test_unknown_short_names(home, name, near):
     with pytest.raises(CheckpointError, match=f'{name} is not known.*nearest: .*{near}'):
         remote.fetch(name)

@@ -1,4 +1,5 @@
 """Every config builds its model, which predicts at a small size; every variant fits every net that the configs have."""
+
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
@@ -124,8 +125,9 @@ def test_a_rival_fits_the_rest_and_is_what_its_name_says(net, name):
     assert [tuple(o.shape) for o in outputs] == static_shapes(net) and all(o.isfinite().all() for o in outputs)
     kind, attribute, value = PROMISES[name]
     layers = [m for m in dynamic.modules() if isinstance(m, kind)]
-    assert layers and not any(isinstance(m, other) for m in dynamic.modules()
-                              for other, _, _ in PROMISES.values() if other is not kind)
+    assert layers and not any(
+        isinstance(m, other) for m in dynamic.modules() for other, _, _ in PROMISES.values() if other is not kind
+    )
     if value is not None:
         assert {getattr(m, attribute) for m in layers} == {value}
 
@@ -133,8 +135,12 @@ def test_a_rival_fits_the_rest_and_is_what_its_name_says(net, name):
 @pytest.mark.parametrize('net, most', [('r18', 5), ('mobilenet-v2', 6)])
 def test_the_budgets_of_kernel_warehouse_are_those_of_their_names(net, most):
     sizes = {name: sum(p.numel() for p in find_change(load(NETS[net]), name).module.parameters()) for name in ('kw1x', 'kw4x')}
-    static = sum(p.numel() for p in build(Config(dict(model=dict(load(NETS[net]).model.backbone, init_cfg=None))).pretty_text,
-                                          'mmdet').parameters())
+    static = sum(
+        p.numel()
+        for p in build(
+            Config(dict(model=dict(load(NETS[net]).model.backbone, init_cfg=None))).pretty_text, 'mmdet'
+        ).parameters()
+    )
     assert static <= sizes['kw1x'] < 2 * static and 3 * static < sizes['kw4x'] < most * static
 
 

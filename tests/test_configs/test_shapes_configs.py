@@ -1,4 +1,5 @@
 """Configs of the small data sets: what a variant changes, classes against heads, and real training on few shapes."""
+
 import json
 import math
 import os
@@ -74,10 +75,13 @@ def scalars(runner):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize('name, loop, key', [
-    ('faster-rcnn_kdna-r18_fpn_shapes.py', dict(max_epochs=2), 'coco/bbox_mAP'),
-    ('upernet_kdna-r18_shapes.py', dict(max_iters=4), 'mIoU'),
-])
+@pytest.mark.parametrize(
+    'name, loop, key',
+    [
+        ('faster-rcnn_kdna-r18_fpn_shapes.py', dict(max_epochs=2), 'coco/bbox_mAP'),
+        ('upernet_kdna-r18_shapes.py', dict(max_iters=4), 'mIoU'),
+    ],
+)
 def test_trains_and_validates_around_a_corrupt_image(name, loop, key, shapes, tmp_path):
     cfg = small_run(name, _with_corrupt_images(shapes, tmp_path / 'copy'), tmp_path / 'work', **loop)
     cfg.default_hooks.logger.interval = 1
@@ -103,7 +107,7 @@ def _with_corrupt_images(shapes, copy):
         victim = copy / 'images' / split / '000001.jpg'
         content = victim.read_bytes()
         victim.unlink()
-        victim.write_bytes(content[:len(content) // 2])
+        victim.write_bytes(content[: len(content) // 2])
     return copy
 
 

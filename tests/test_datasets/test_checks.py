@@ -1,4 +1,5 @@
 """Each kind of bad data gives its one message, through plain and wrapped data sets, before anything is trained."""
+
 import json
 import shutil
 from copy import deepcopy
@@ -56,7 +57,7 @@ def edit_json(path, change):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
 
 
 def refused(cfg, *words, **kwargs):
@@ -84,8 +85,9 @@ def test_missing_annotation_file(root):
 @pytest.mark.parametrize('config', [detector, segmenter])
 def test_missing_shapes_say_how_to_make_them(config, tmp_path):
     root = tmp_path / 'my shapes'
-    refused(config(root), f'train: the generated shapes set {root}', f"tools/make_shapes.py --data-root '{root}'",
-            'data_root=DIR')
+    refused(
+        config(root), f'train: the generated shapes set {root}', f"tools/make_shapes.py --data-root '{root}'", 'data_root=DIR'
+    )
 
 
 def test_missing_evaluator_annotation_file(root):
@@ -94,9 +96,14 @@ def test_missing_evaluator_annotation_file(root):
     refused(cfg, 'val: annotation file', 'nowhere.json', 'CocoMetric', "val_evaluator's ann_file")
 
 
-@pytest.mark.parametrize('text, words', [('{"images": [', ('is not JSON', 'restore')),
-                                         ('{"images": []}', ('has no annotations, categories', 'expected a COCO JSON')),
-                                         ('[1]', ('has no images, annotations, categories', ))])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('{"images": [', ('is not JSON', 'restore')),
+        ('{"images": []}', ('has no annotations, categories', 'expected a COCO JSON')),
+        ('[1]', ('has no images, annotations, categories',)),
+    ],
+)
 def test_unreadable_annotation_file(root, text, words):
     (root / DET_JSON).write_text(text)
     refused(detector(root), DET_JSON, *words)
@@ -114,13 +121,18 @@ def test_missing_list_of_images(root):
 
 def test_categories_that_match_no_class(root):
     edit_json(root / DET_JSON, lambda coco: [c.update(name=c['name'].upper()) for c in coco['categories']])
-    refused(detector(root), '6 of the 6 classes', "'circle' (nearest: 'CIRCLE')", 'no class of the config: CIRCLE, SQUARE',
-            'metainfo=dict(classes=')
+    refused(
+        detector(root),
+        '6 of the 6 classes',
+        "'circle' (nearest: 'CIRCLE')",
+        'no class of the config: CIRCLE, SQUARE',
+        'metainfo=dict(classes=',
+    )
 
 
 def test_one_class_without_category(root):
     edit_json(root / DET_JSON, lambda coco: coco['categories'][3].update(name='stars'))
-    refused(detector(root), "1 of the 6 classes", "'star' (nearest: 'stars')", 'no class of the config: stars')
+    refused(detector(root), '1 of the 6 classes', "'star' (nearest: 'stars')", 'no class of the config: stars')
 
 
 def test_coco_classes_by_default_on_other_data(root):
@@ -169,13 +181,16 @@ def test_colour_mask(root):
     refused(segmenter(root), path, 'colour image (expected one channel')
 
 
-@pytest.mark.parametrize('config, harm, word', [
-    (detector, truncate, 'corrupt'),
-    (segmenter, truncate, 'corrupt'),
-    (detector, lambda path: path.write_bytes(b''), 'an empty file'),
-    (segmenter, lambda path: path.write_bytes(b'no image'), 'not an image'),
-    (detector, Path.unlink, 'missing'),
-])
+@pytest.mark.parametrize(
+    'config, harm, word',
+    [
+        (detector, truncate, 'corrupt'),
+        (segmenter, truncate, 'corrupt'),
+        (detector, lambda path: path.write_bytes(b''), 'an empty file'),
+        (segmenter, lambda path: path.write_bytes(b'no image'), 'not an image'),
+        (detector, Path.unlink, 'missing'),
+    ],
+)
 def test_unusable_image_is_named(root, config, harm, word):
     path = root / 'images/training/000002.jpg'
     harm(path)
@@ -217,12 +232,16 @@ def test_nothing_left_is_an_error(root):
     refused(segmenter(root), 'no image is left', on_corrupt='skip')
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda leaf: dict(type='RepeatDataset', times=2, dataset=leaf),
-    lambda leaf: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=dict(type='RepeatDataset', times=2,
-                                                                                   dataset=leaf)),
-    lambda leaf: dict(type='ConcatDataset', datasets=[leaf, leaf]),
-])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda leaf: dict(type='RepeatDataset', times=2, dataset=leaf),
+        lambda leaf: dict(
+            type='ClassBalancedDataset', oversample_thr=0.1, dataset=dict(type='RepeatDataset', times=2, dataset=leaf)
+        ),
+        lambda leaf: dict(type='ConcatDataset', datasets=[leaf, leaf]),
+    ],
+)
 def test_wrappers_are_looked_through(root, wrap):
     cfg = detector(root)
     cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset.to_dict())
@@ -238,7 +257,7 @@ def test_large_sets_are_read_in_part_and_the_log_says_so(root, monkeypatch):
     monkeypatch.setattr(image_checks, 'SCAN_LIMIT', 3)
     monkeypatch.setattr(image_checks, 'print_log', lambda message, **kwargs: said.append(message))
     truncate(root / 'images/training/000001.jpg')  # between the ones read: 0, 4, 8
-    assert check_data(detector(root), ('train', )) == []
+    assert check_data(detector(root), ('train',)) == []
     assert said == ['data check: reading 3 of the 9 images of train, evenly spaced']
     truncate(root / 'images/training/000004.jpg')
     refused(detector(root), '000004.jpg is corrupt')

@@ -28,7 +28,7 @@ def test_coco_annotations_equal_the_masks(root, split, count):
     coco = COCO(str(root / f'annotations/instances_{split}.json'))
     assert len(coco.imgs) == count
     for image in coco.imgs.values():
-        semantic = cv2.imread(str(root / 'annotations' / split / f"{image['file_name'][:-4]}.png"), cv2.IMREAD_UNCHANGED)
+        semantic = cv2.imread(str(root / 'annotations' / split / f'{image["file_name"][:-4]}.png'), cv2.IMREAD_UNCHANGED)
         assert semantic.shape == (image['height'], image['width']) and semantic.dtype == np.uint8
         redrawn = np.zeros_like(semantic)
         for ann in coco.imgToAnns[image['id']]:

@@ -54,10 +54,9 @@ def test_visible_masks_are_disjoint_whole_and_as_visible_as_promised(case):
 def test_hard_cases_are_what_they_are_called():
     for seed in range(4):
         assert scene('empty', seed).instances == []
-        tiny = [i for i in scene('tiny', seed).instances if i.mask.sum() <= np.pi * TINY_RADIUS[1]**2 + 20]
+        tiny = [i for i in scene('tiny', seed).instances if i.mask.sum() <= np.pi * TINY_RADIUS[1] ** 2 + 20]
         assert len(tiny) >= 3
-        occluded = [i for i in scene('occluded', seed).instances
-                    if OCCLUDED_RANGE[0] <= i.visibility <= OCCLUDED_RANGE[1]]
+        occluded = [i for i in scene('occluded', seed).instances if OCCLUDED_RANGE[0] <= i.visibility <= OCCLUDED_RANGE[1]]
         assert occluded
         truncated = scene('truncated', seed).instances[-1]
         ring = np.ones_like(truncated.mask)

@@ -1,4 +1,5 @@
 """Compiled, traced and graphed regions: the same features, a bounded cache, a fall-back that is said once."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,6 @@ from mmkerneldna.sharing import share_kernels
 
 
 class Block(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
@@ -77,7 +77,7 @@ class Recorder:
 
     def __call__(self, plain, args):
         shape = tuple(args[0].shape)
-        if shape == (13, ):
+        if shape == (13,):
             raise RuntimeError('cannot capture 13')
         self.captures.append(shape)
 
@@ -97,33 +97,33 @@ def test_cache_keeps_the_sizes_used_last():
     recorder = Recorder()
     cache = SizeCache(lambda x: x * 2, recorder, max_sizes=2)
     _run(cache, 1, 2, 1, 3, 1, 2)
-    assert recorder.captures == [(1, ), (2, ), (3, ), (2, )]
-    assert recorder.released == [(2, ), (3, )]
-    assert recorder.replays == [(1, ), (2, ), (1, ), (3, ), (1, ), (2, )]
+    assert recorder.captures == [(1,), (2,), (3,), (2,)]
+    assert recorder.released == [(2,), (3,)]
+    assert recorder.replays == [(1,), (2,), (1,), (3,), (1,), (2,)]
 
 
 def test_cache_is_bounded_in_bytes():
     recorder = Recorder(nbytes=lambda args: len(args[0]))
     cache = SizeCache(lambda x: x * 2, recorder, max_sizes=9, max_bytes=10)
     _run(cache, 4, 5, 6, 11, 11)
-    assert recorder.released == [(4, ), (5, ), (11, )]  # 4 + 5 + 6 > 10, 5 + 6 > 10; 11 alone is too large
-    assert recorder.captures.count((11, )) == 1 and cache.nbytes == 6
+    assert recorder.released == [(4,), (5,), (11,)]  # 4 + 5 + 6 > 10, 5 + 6 > 10; 11 alone is too large
+    assert recorder.captures.count((11,)) == 1 and cache.nbytes == 6
 
 
 def test_what_cannot_be_captured_runs_plainly():
     recorder = Recorder()
     cache = SizeCache(lambda x, scale=2: x * scale, recorder)
     _run(cache, 13, 13, 1)
-    assert recorder.captures == [(1, )]
-    assert torch.equal(cache(torch.ones(1), scale=3), torch.full((1, ), 3.0))
-    assert torch.equal(cache(torch.ones(1), 4), torch.full((1, ), 4.0))
+    assert recorder.captures == [(1,)]
+    assert torch.equal(cache(torch.ones(1), scale=3), torch.full((1,), 3.0))
+    assert torch.equal(cache(torch.ones(1), 4), torch.full((1,), 4.0))
 
 
 def test_key_tells_layouts_and_types_apart():
     x = torch.randn(2, 3, 4, 4)
-    keys = {input_key((y, )) for y in (x, x.to(memory_format=torch.channels_last), x.double(), x[:1])}
+    keys = {input_key((y,)) for y in (x, x.to(memory_format=torch.channels_last), x.double(), x[:1])}
     assert len(keys) == 4
-    assert input_key(([x, x], )) != input_key((x, )) and input_key((x, 'text')) is None
+    assert input_key(([x, x],)) != input_key((x,)) and input_key((x, 'text')) is None
 
 
 def test_regions_of_whole_models():
@@ -135,7 +135,7 @@ def test_hook_tests_the_deployed_model():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     runner = SimpleNamespace(model=model)
     DeployHook().before_test(runner)
-    assert isinstance(runner.model[1], nn.Identity) and runner.model.deployed_from == (model, )
+    assert isinstance(runner.model[1], nn.Identity) and runner.model.deployed_from == (model,)
     wrapper = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
     nn.Module.__init__(wrapper)
     wrapper.module = model

@@ -1,4 +1,5 @@
 """A deployed model against the original, with randomised BN statistics and modulations."""
+
 import copy
 
 import pytest
@@ -50,8 +51,15 @@ NETS = dict(
     r50=dict(type='KDNAResNet', depth=50, base_channels=8, frozen_stages=1),
     r101=dict(type='KDNAResNet', depth=101, base_channels=8),
     r50_v1d=dict(type='KDNAResNet', depth=50, base_channels=8, deep_stem=True, avg_down=True, with_cp=True),
-    r50_caffe=dict(type='KDNAResNet', depth=50, base_channels=8, style='caffe', dilations=(1, 1, 2, 4),
-                   strides=(1, 2, 1, 1), contract_dilation=True),
+    r50_caffe=dict(
+        type='KDNAResNet',
+        depth=50,
+        base_channels=8,
+        style='caffe',
+        dilations=(1, 1, 2, 4),
+        strides=(1, 2, 1, 1),
+        contract_dilation=True,
+    ),
     r18_static=dict(type='KDNAResNet', depth=18, base_channels=8, sharing=None),
     mobilenet=dict(type='KDNAMobileNetV2', widen_factor=0.5, out_indices=(1, 2, 4, 7)),
 )
@@ -87,9 +95,16 @@ class Pair(nn.Module):
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
-@given(kernel=st.sampled_from([1, 3]), groups=st.sampled_from([1, 4]), bias=st.booleans(), stride=st.integers(1, 2),
-       dilation=st.integers(1, 2), mode=st.sampled_from(['zeros', 'reflect']), reduction=st.sampled_from([1, 4, 8]),
-       norm=st.sampled_from(['BN', 'LN', 'GN', 'SyncBN', None]))
+@given(
+    kernel=st.sampled_from([1, 3]),
+    groups=st.sampled_from([1, 4]),
+    bias=st.booleans(),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(['zeros', 'reflect']),
+    reduction=st.sampled_from([1, 4, 8]),
+    norm=st.sampled_from(['BN', 'LN', 'GN', 'SyncBN', None]),
+)
 def test_any_child(kernel, groups, bias, stride, dilation, mode, reduction, norm):
     torch.manual_seed(0)
     model = Pair(kernel, groups, bias, stride, dilation, mode)
@@ -137,7 +152,6 @@ def test_what_must_not_be_folded_is_listed():
 
 
 class AroundItsModules(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
@@ -172,7 +186,6 @@ def test_after_fuse_conv_bn():
 
 
 class Owner(nn.Module):
-
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
@@ -196,6 +209,7 @@ def test_efficient_conv_bn_eval(name, grad):
 
 def test_rivals_stay_and_are_listed():
     from mmkerneldna.layers import ODConv2d
+
     model = nn.Sequential(ODConv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
     deployed = check(randomised(model), torch.randn(2, 4, 9, 9), probe=torch.randn(2, 4, 9, 9))
     assert '0' in deployed.deploy_report.others_left and 'ODConv2d' in deployed.deploy_report.norms_left['1']
@@ -210,9 +224,15 @@ def test_copy_is_final_for_gradients_and_format():
     assert features[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(gate='fused'), "'torch' or 'triton'"), (dict(gate='triton'), 'CUDA'), (dict(cuda_graph=True), 'CUDA'),
-    (dict(compile='fast'), "'dynamic'")])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(gate='fused'), "'torch' or 'triton'"),
+        (dict(gate='triton'), 'CUDA'),
+        (dict(cuda_graph=True), 'CUDA'),
+        (dict(compile='fast'), "'dynamic'"),
+    ],
+)
 def test_impossible_arguments(arguments, message):
     with pytest.raises(DeployError, match=message):
         deploy(nn.Conv2d(3, 3, 1), **arguments)

@@ -1,4 +1,5 @@
 """Whole detectors and segmenters, deployed, fused, and through upstream's inferencers."""
+
 import copy
 
 import numpy as np
@@ -19,8 +20,11 @@ from mmkerneldna.layers import ChildConv2d
 CHANNELS = [8, 16, 32, 64]
 BACKBONE = dict(type='KDNAResNet', depth=18, base_channels=8, out_indices=(0, 1, 2, 3))
 PLAN = dict(type='auto', min_kernel_params=1, across_stages=True)
-NECK = dict(type='KernelDNA', plan=PLAN, module=dict(
-    type='FPN', in_channels=CHANNELS, out_channels=16, num_outs=5, norm_cfg=dict(type='BN')))
+NECK = dict(
+    type='KernelDNA',
+    plan=PLAN,
+    module=dict(type='FPN', in_channels=CHANNELS, out_channels=16, num_outs=5, norm_cfg=dict(type='BN')),
+)
 CONFIGS = dict(
     faster='mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     mask='mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
@@ -93,6 +97,7 @@ def inferencer_of(name, tmp_path):
     """Upstream's inferencer on a config and a checkpoint with randomised BN."""
     from mmdet.apis import DetInferencer
     from mmseg.apis import MMSegInferencer
+
     cfg, model = small_config(name), small_model(name)
     cfg.custom_imports = dict(imports=['mmkerneldna'], allow_failed_imports=False)
     cfg.dump(tmp_path / 'config.py')

@@ -1,4 +1,5 @@
 """Exported files against torch, and a package that runs without this one."""
+
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from mmkerneldna.sharing import share_kernels
 
 
 class Net(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
@@ -45,9 +45,11 @@ def test_files_agree_with_torch(net, tmp_path, file_format, dynamic, count):
     assert len(facts['checked']) == count and max(facts['checked'].values()) < 1e-4
     if file_format == 'onnx':
         import onnx
+
         assert facts['opset'] == onnx.load(str(tmp_path / 'net')).opset_import[0].version == 18
-        assert facts['inputs'] == {'images': {'both': '(N, 3, H, W)', 'batch': '(N, 3, 64, 96)', 'none': '(1, 3, 64, 96)'}
-                                   [dynamic]}
+        assert facts['inputs'] == {
+            'images': {'both': '(N, 3, H, W)', 'batch': '(N, 3, 64, 96)', 'none': '(1, 3, 64, 96)'}[dynamic]
+        }
 
 
 def test_package_runs_without_this_one(net, tmp_path):
@@ -55,7 +57,7 @@ def test_package_runs_without_this_one(net, tmp_path):
     export(net, path, 'pt2', size=(64, 64))
     images = torch.randn(3, 3, 96, 160)
     torch.save((images, list(net(images))), data)
-    code = f'''
+    code = f"""
 import sys
 class Blocked:
     def find_spec(self, name, *args):
@@ -67,7 +69,7 @@ images, expected = torch.load({str(data)!r})
 outputs = torch._inductor.aoti_load_package({str(path)!r})(images)
 for output, target in zip(outputs, expected, strict=True):
     torch.testing.assert_close(output, target, rtol=1e-4, atol=1e-5)
-'''
+"""
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
     assert run.returncode == 0, run.stderr[-2000:]
 
@@ -87,9 +89,14 @@ def test_a_wrong_file_is_an_error(net):
         check_file(part, lambda images: part(images)[:1], [(1, 64, 64)])
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(file_format='tflite'), "'tflite'"), (dict(file_format='onnx', scope='model'), "scope='model'"),
-    (dict(file_format='onnx', dynamic='size'), "dynamic='size'")])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(file_format='tflite'), "'tflite'"),
+        (dict(file_format='onnx', scope='model'), "scope='model'"),
+        (dict(file_format='onnx', dynamic='size'), "dynamic='size'"),
+    ],
+)
 def test_impossible_exports(net, tmp_path, arguments, message):
     with pytest.raises(ExportError, match=message):
         export(net, tmp_path / 'net', **arguments)

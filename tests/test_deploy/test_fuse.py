@@ -1,4 +1,5 @@
 """Activations and residual sums done by packed convolutions: the same features, and which steps went."""
+
 import copy
 
 import pytest
@@ -61,8 +62,20 @@ def test_half_precision(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('layer', [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.3), nn.LeakyReLU(0.1), nn.SiLU(),
-                                   nn.Hardswish(), nn.GELU(), nn.GELU('tanh'), nn.Sigmoid()])
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.ReLU(),
+        nn.ReLU6(),
+        nn.Hardtanh(-0.5, 0.3),
+        nn.LeakyReLU(0.1),
+        nn.SiLU(),
+        nn.Hardswish(),
+        nn.GELU(),
+        nn.GELU('tanh'),
+        nn.Sigmoid(),
+    ],
+)
 @pytest.mark.parametrize('groups', [1, 4])
 def test_activations(layer, groups):
     net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=groups), nn.Identity(), layer)
@@ -120,9 +133,21 @@ class Block(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('writing, steps', [
-    ('in_place', 3), ('projected', 2), ('method', 2), ('no_activation', 1), ('read_twice', 0), ('changed_in_between', 0),
-    ('scaled', 0), ('own_parameter', 0), ('branches', 0), ('broadcast', 2)])
+@pytest.mark.parametrize(
+    'writing, steps',
+    [
+        ('in_place', 3),
+        ('projected', 2),
+        ('method', 2),
+        ('no_activation', 1),
+        ('read_twice', 0),
+        ('changed_in_between', 0),
+        ('scaled', 0),
+        ('own_parameter', 0),
+        ('branches', 0),
+        ('broadcast', 2),
+    ],
+)
 def test_writings(writing, steps):
     net = nn.Sequential(Block(writing)).requires_grad_(False)
     inputs = [torch.randn(2, 4, size, 7) for size in (9, 6)]
@@ -144,9 +169,10 @@ def test_what_is_called_with_more_than_an_image_stays():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('activation', [Activation(), RELU, Activation('hardtanh', (0., 6.))])
-@pytest.mark.parametrize('options', [{}, dict(groups=2), dict(stride=2, dilation=2), dict(padding='same'),
-                                     dict(padding_mode='reflect')])
+@pytest.mark.parametrize('activation', [Activation(), RELU, Activation('hardtanh', (0.0, 6.0))])
+@pytest.mark.parametrize(
+    'options', [{}, dict(groups=2), dict(stride=2, dilation=2), dict(padding='same'), dict(padding_mode='reflect')]
+)
 def test_a_call_that_cannot_be_fused_is_the_same(options, activation):
     conv = nn.Conv2d(4, 4, 3, **{'padding': 1, **options})
     packed, x = PackedConv2d(conv.requires_grad_(False)), torch.randn(2, 4, 9, 7)

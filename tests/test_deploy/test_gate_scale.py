@@ -1,4 +1,5 @@
 """The fused gate kernels against the plain formula: in Triton's interpreter, and on a GPU where there is one."""
+
 import os
 import subprocess
 import sys
@@ -9,8 +10,13 @@ import torch
 from mmkerneldna.deploy.gate_scale import gate_scale, gate_scale_reference, launch
 from mmkerneldna.layers import InputGate
 
-CASES = [(1, 16, 4, 3, 5, False), (2, 70, 17, 7, 9, True), (3, 128, 32, 14, 14, True), (1, 32, 5, 40, 33, True),
-         (1, 32, 1, 30, 30, False)]
+CASES = [
+    (1, 16, 4, 3, 5, False),
+    (2, 70, 17, 7, 9, True),
+    (3, 128, 32, 14, 14, True),
+    (1, 32, 5, 40, 33, True),
+    (1, 32, 1, 30, 30, False),
+]
 
 
 def make_case(batch, channels, hidden, height, width, channels_last, device='cpu', dtype=torch.float32):
@@ -18,8 +24,12 @@ def make_case(batch, channels, hidden, height, width, channels_last, device='cpu
     x = torch.randn(batch, channels, height, width)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    weights = (torch.randn(hidden, channels) * 0.3, torch.randn(hidden), torch.randn(channels, hidden) * 0.3,
-               torch.randn(channels))
+    weights = (
+        torch.randn(hidden, channels) * 0.3,
+        torch.randn(hidden),
+        torch.randn(channels, hidden) * 0.3,
+        torch.randn(channels),
+    )
     return [t.to(device, dtype) for t in (x, *weights)]
 
 
@@ -46,12 +56,18 @@ def test_reference_is_the_input_gate():
 def test_kernels_in_the_interpreter():
     """In a process of its own: Triton reads the variable when the kernels are defined."""
     pytest.importorskip('triton', reason='needs triton')
-    code = 'import test_gate_scale as t, torch; t.assert_kernels_agree(); ' \
-           't.assert_kernels_agree(dtype=torch.bfloat16, tolerance=1e-2, cases=t.CASES[:2])'
+    code = (
+        'import test_gate_scale as t, torch; t.assert_kernels_agree(); '
+        't.assert_kernels_agree(dtype=torch.bfloat16, tolerance=1e-2, cases=t.CASES[:2])'
+    )
     here = os.path.dirname(__file__)
     path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here)), os.environ.get('PYTHONPATH', '')])
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                         env={**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': path})
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': path},
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 

@@ -1,4 +1,5 @@
 """Convolutions with a packed kernel against F.conv2d, and that they never use a kernel that is out of date."""
+
 import copy
 import io
 
@@ -21,9 +22,17 @@ def packed_calls(monkeypatch):
 
 
 @settings(deadline=None, max_examples=60)
-@given(kernel=st.sampled_from([1, 2, 3, (1, 3), 7]), stride=st.integers(1, 2), padding=st.sampled_from([0, 1, (2, 1)]),
-       dilation=st.integers(1, 2), groups=st.sampled_from([1, 2, 8]), bias=st.booleans(), batch=st.integers(1, 3),
-       side=st.integers(14, 20), channels_last=st.booleans())
+@given(
+    kernel=st.sampled_from([1, 2, 3, (1, 3), 7]),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, (2, 1)]),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 8]),
+    bias=st.booleans(),
+    batch=st.integers(1, 3),
+    side=st.integers(14, 20),
+    channels_last=st.booleans(),
+)
 def test_equals_conv2d(kernel, stride, padding, dilation, groups, bias, batch, side, channels_last):
     conv = nn.Conv2d(8, 16, kernel, stride, padding, dilation, groups, bias)
     packed = PackedConv2d(conv)

@@ -1,4 +1,5 @@
 """Every convolutional backbone that upstream ships is deployed alone, as its constructor leaves it."""
+
 import pytest
 import torch
 from helpers import assert_same, randomise
@@ -8,10 +9,13 @@ from torch import nn
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.probe import ProbeError, make_probe
 
-STAGES = {f'stage{n}': dict(num_modules=1, num_branches=n, block='BASIC', num_blocks=(1, ) * n,
-                            num_channels=(4, 8, 16, 32)[:n]) for n in (2, 3, 4)}
-HRNET = dict(extra=dict(STAGES, stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1, ),
-                                            num_channels=(8, ))))
+STAGES = {
+    f'stage{n}': dict(num_modules=1, num_branches=n, block='BASIC', num_blocks=(1,) * n, num_channels=(4, 8, 16, 32)[:n])
+    for n in (2, 3, 4)
+}
+HRNET = dict(
+    extra=dict(STAGES, stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1,), num_channels=(8,)))
+)
 SWIN = dict(embed_dims=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
 R18 = dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='BN'))
 BN = dict(norm_cfg=dict(type='BN'))
@@ -19,25 +23,54 @@ BN = dict(norm_cfg=dict(type='BN'))
 # upstream's own widths where they can't be made smaller
 BACKBONES = {
     'mmdet': dict(
-        ResNet=dict(depth=50, base_channels=8), ResNetV1d=dict(depth=18, base_channels=8, stem_channels=8),
-        ResNeXt=dict(depth=50, groups=4, base_width=4), RegNet=dict(arch='regnetx_400mf'), SSDVGG=dict(depth=11), HRNet=HRNET,
-        MobileNetV2=dict(widen_factor=.25), Res2Net=dict(depth=50, scales=4, base_width=6, base_channels=8),
-        HourglassNet=dict(downsample_times=2, num_stacks=1, stage_channels=(16, ) * 3, stage_blocks=(1, 1, 1), feat_channel=16),
-        CSPDarknet=dict(widen_factor=.25, deepen_factor=.33), CSPNeXt=dict(widen_factor=.25, deepen_factor=.33),
-        SwinTransformer=SWIN, EfficientNet=dict(arch='b0'), PyramidVisionTransformerV2=dict(num_layers=[1] * 4),
-        DetectoRS_ResNet=dict(depth=50, base_channels=8, conv_cfg=dict(type='ConvAWS'), sac=dict(type='SAC', use_deform=False),
-                              stage_with_sac=(False, True, True, True))),
+        ResNet=dict(depth=50, base_channels=8),
+        ResNetV1d=dict(depth=18, base_channels=8, stem_channels=8),
+        ResNeXt=dict(depth=50, groups=4, base_width=4),
+        RegNet=dict(arch='regnetx_400mf'),
+        SSDVGG=dict(depth=11),
+        HRNet=HRNET,
+        MobileNetV2=dict(widen_factor=0.25),
+        Res2Net=dict(depth=50, scales=4, base_width=6, base_channels=8),
+        HourglassNet=dict(downsample_times=2, num_stacks=1, stage_channels=(16,) * 3, stage_blocks=(1, 1, 1), feat_channel=16),
+        CSPDarknet=dict(widen_factor=0.25, deepen_factor=0.33),
+        CSPNeXt=dict(widen_factor=0.25, deepen_factor=0.33),
+        SwinTransformer=SWIN,
+        EfficientNet=dict(arch='b0'),
+        PyramidVisionTransformerV2=dict(num_layers=[1] * 4),
+        DetectoRS_ResNet=dict(
+            depth=50,
+            base_channels=8,
+            conv_cfg=dict(type='ConvAWS'),
+            sac=dict(type='SAC', use_deform=False),
+            stage_with_sac=(False, True, True, True),
+        ),
+    ),
     'mmseg': dict(
-        ResNet=dict(depth=18, base_channels=8), ResNetV1c=dict(depth=18, base_channels=8, dilations=(1, 1, 2, 4),
-                                                              strides=(1, 2, 1, 1)),
-        HRNet=HRNET, FastSCNN={}, UNet=dict(base_channels=8), CGNet=dict(num_channels=(8, 16, 32), num_blocks=(1, 2)),
-        MobileNetV2=dict(widen_factor=.5), MobileNetV3=dict(arch='small'), ERFNet={}, BiSeNetV2={},
+        ResNet=dict(depth=18, base_channels=8),
+        ResNetV1c=dict(depth=18, base_channels=8, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+        HRNet=HRNET,
+        FastSCNN={},
+        UNet=dict(base_channels=8),
+        CGNet=dict(num_channels=(8, 16, 32), num_blocks=(1, 2)),
+        MobileNetV2=dict(widen_factor=0.5),
+        MobileNetV3=dict(arch='small'),
+        ERFNet={},
+        BiSeNetV2={},
         BiSeNetV1=dict(backbone_cfg=dict(R18, base_channels=64), **BN),
         PIDNet=dict(channels=8, ppm_channels=8, num_stem_blocks=1, num_branch_blocks=1),
         DDRNet=dict(channels=8, ppm_channels=16),
-        MSCAN=dict(embed_dims=[8, 16, 32, 64], depths=[1] * 4, **BN), MixVisionTransformer=dict(num_layers=[1] * 4),
-        STDCNet=dict(stdc_type='STDCNet1', in_channels=3, channels=(8, 16, 32, 64, 128), bottleneck_type='cat', num_convs=4,
-                     act_cfg=dict(type='ReLU'), **BN)),
+        MSCAN=dict(embed_dims=[8, 16, 32, 64], depths=[1] * 4, **BN),
+        MixVisionTransformer=dict(num_layers=[1] * 4),
+        STDCNet=dict(
+            stdc_type='STDCNet1',
+            in_channels=3,
+            channels=(8, 16, 32, 64, 128),
+            bottleneck_type='cat',
+            num_convs=4,
+            act_cfg=dict(type='ReLU'),
+            **BN,
+        ),
+    ),
 }
 #: their norms follow something else, or kernels that are standardised at run time
 EXCEPT = ('CGNet', 'MSCAN', 'DetectoRS_ResNet')

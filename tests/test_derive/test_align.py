@@ -1,4 +1,5 @@
 """Relabelling hidden channels: exact, the best order, and where it is allowed."""
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from tests.helpers import randomise
 
 def bottlenecks(**kwargs):
     torch.manual_seed(0)
-    net = randomise(ResNet(50, base_channels=4, stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                           out_indices=(1, ), **kwargs))
+    net = randomise(
+        ResNet(50, base_channels=4, stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,), **kwargs)
+    )
     net.eval()
     return net
 

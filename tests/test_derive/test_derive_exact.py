@@ -1,4 +1,5 @@
 """What must be exact: growth, children of identity blocks, children served by a free parent, neutral gates."""
+
 import pytest
 import torch
 from mmdet.models.backbones import MobileNetV2
@@ -119,7 +120,7 @@ def test_a_neutral_gate_and_its_inverse_leave_the_plain_convolution(bias):
 def test_identity_blocks_hold_finite_copies_of_a_neighbour():
     source, target = dense(50), KDNAResNet(50, sharing=None, base_channels=16)
     report = derive(target, source)
-    (path, ) = report.identities
+    (path,) = report.identities
     block = target.get_submodule(path)
     assert block.bn3.weight.abs().max() == 0 and block.bn3.bias.abs().max() == 0
     near = [source.layer3[i].conv2.weight for i in range(6)]

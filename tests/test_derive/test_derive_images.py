@@ -1,4 +1,5 @@
 """With images: moments, norms, reconstruction."""
+
 import pytest
 import torch
 from mmseg.models.backbones.resnet import ResNet
@@ -15,8 +16,16 @@ SAME = {'layer3.0.conv2': 'layer3.1.conv2', 'layer3.1.conv1': 'layer3.1.conv2'}
 
 def dense():
     torch.manual_seed(3)
-    net = ResNet(18, base_channels=8, stem_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
-                 out_indices=(0, 1, 2), norm_eval=True)
+    net = ResNet(
+        18,
+        base_channels=8,
+        stem_channels=8,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(0, 1, 2),
+        norm_eval=True,
+    )
     net.eval()
     reestimate(batch_norms(net, ['']), net, images(4, seed=99))
     for norm in batch_norms(net, ['']):
@@ -148,6 +157,7 @@ def test_family_means_make_members_of_parents():
 
 def test_the_report_is_a_table_and_data():
     import json
+
     report = derive(shared(), dense(), images(2))
     text = str(report)
     assert 'layer3.0.conv2  layer3.1.conv2  fitted' in text and 'correlation' in text

@@ -1,4 +1,5 @@
 """Sources and settings that can't be used: one clear error, the target as it was. And the forms that can."""
+
 import pytest
 import torch
 from mmseg.models.backbones.resnet import ResNet
@@ -58,15 +59,18 @@ def broken_images():
     yield torch.full((2, 3, 32, 32), float('inf'))
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(images=[]), 'no batch at all'),
-    (dict(images=[torch.zeros(2, 1, 32, 32)]), r'tensor \(2, 1, 32, 32\)'),
-    (dict(images=[torch.zeros(2, 3, 32, 32, dtype=torch.uint8)]), 'uint8'),
-    (dict(images=broken_images()), 'NaN or infinite pixels'),
-    (dict(steps=3), 'need images'),
-    (dict(steps=-1), 'steps=-1'),
-    (dict(parents='best'), "parents='best' must be one of"),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(images=[]), 'no batch at all'),
+        (dict(images=[torch.zeros(2, 1, 32, 32)]), r'tensor \(2, 1, 32, 32\)'),
+        (dict(images=[torch.zeros(2, 3, 32, 32, dtype=torch.uint8)]), 'uint8'),
+        (dict(images=broken_images()), 'NaN or infinite pixels'),
+        (dict(steps=3), 'need images'),
+        (dict(steps=-1), 'steps=-1'),
+        (dict(parents='best'), "parents='best' must be one of"),
+    ],
+)
 def test_settings_and_images_that_can_not_be_used(settings, message):
     module = target()
     before = {key: value.clone() for key, value in module.state_dict().items()}

@@ -1,4 +1,5 @@
 """Children in any part of detectors and segmenters, and in other backbones."""
+
 import pytest
 import torch
 from mmdet.utils import register_all_modules
@@ -16,31 +17,67 @@ ANCHORS = dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8, 
 CODER = dict(type='DeltaXYWHBBoxCoder')
 ROI = dict(type='SingleRoIExtractor', out_channels=8, featmap_strides=[4, 8, 16, 32])
 TEST = dict(nms_pre=10, min_bbox_size=0, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5)
-RETINA = dict(type='RetinaNet', backbone=BACKBONE, neck=FPN, bbox_head=dict(
-    type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=3, anchor_generator=ANCHORS,
-    bbox_coder=CODER), test_cfg=TEST)
+RETINA = dict(
+    type='RetinaNet',
+    backbone=BACKBONE,
+    neck=FPN,
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=3,
+        anchor_generator=ANCHORS,
+        bbox_coder=CODER,
+    ),
+    test_cfg=TEST,
+)
 MASK = dict(
-    type='MaskRCNN', backbone=BACKBONE, neck=FPN, train_cfg=None,
+    type='MaskRCNN',
+    backbone=BACKBONE,
+    neck=FPN,
+    train_cfg=None,
     rpn_head=dict(type='RPNHead', in_channels=8, feat_channels=8, anchor_generator=ANCHORS, bbox_coder=CODER),
     roi_head=dict(
-        type='StandardRoIHead', bbox_roi_extractor=dict(ROI, roi_layer=dict(type='RoIAlign', output_size=7)),
-        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=8, roi_feat_size=7, num_classes=3,
-                       bbox_coder=CODER),
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(ROI, roi_layer=dict(type='RoIAlign', output_size=7)),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=8, roi_feat_size=7, num_classes=3, bbox_coder=CODER
+        ),
         mask_roi_extractor=dict(ROI, roi_layer=dict(type='RoIAlign', output_size=7)),
-        mask_head=dict(type='FCNMaskHead', num_convs=3, in_channels=8, conv_out_channels=8, num_classes=3)),
-    test_cfg=dict(rpn=dict(TEST, max_per_img=10), rcnn=dict(TEST, mask_thr_binary=0.5)))
+        mask_head=dict(type='FCNMaskHead', num_convs=3, in_channels=8, conv_out_channels=8, num_classes=3),
+    ),
+    test_cfg=dict(rpn=dict(TEST, max_per_img=10), rcnn=dict(TEST, mask_thr_binary=0.5)),
+)
 FCN = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=3, num_classes=3, norm_cfg=dict(type='BN'))
-SEGMENTER = dict(type='mmseg.EncoderDecoder', backbone=dict(BACKBONE, norm_cfg=dict(type='BN')), decode_head=FCN,
-                 auxiliary_head=dict(FCN, in_channels=32, in_index=2), test_cfg=dict(mode='whole'))
+SEGMENTER = dict(
+    type='mmseg.EncoderDecoder',
+    backbone=dict(BACKBONE, norm_cfg=dict(type='BN')),
+    decode_head=FCN,
+    auxiliary_head=dict(FCN, in_channels=32, in_index=2),
+    test_cfg=dict(mode='whole'),
+)
 
 CASES = {
-    'one stage': (RETINA, 'mmdet', {'neck.fpn_convs.0.conv': 'neck.fpn_convs.1.conv',
-                                    'bbox_head.cls_convs.0.conv': 'bbox_head.cls_convs.1.conv'}),
-    'two stages': (MASK, 'mmdet', {'backbone.layer4.1.conv1': 'backbone.layer4.1.conv2',
-                                   'roi_head.mask_head.convs.0.conv': 'roi_head.mask_head.convs.1.conv'}),
+    'one stage': (
+        RETINA,
+        'mmdet',
+        {'neck.fpn_convs.0.conv': 'neck.fpn_convs.1.conv', 'bbox_head.cls_convs.0.conv': 'bbox_head.cls_convs.1.conv'},
+    ),
+    'two stages': (
+        MASK,
+        'mmdet',
+        {
+            'backbone.layer4.1.conv1': 'backbone.layer4.1.conv2',
+            'roi_head.mask_head.convs.0.conv': 'roi_head.mask_head.convs.1.conv',
+        },
+    ),
     'neck': (RETINA, 'mmdet', {'neck.fpn_convs.0.conv': 'neck.fpn_convs.1.conv'}),
-    'segmenter': (SEGMENTER, 'mmseg', {'decode_head.convs.1.conv': 'decode_head.convs.2.conv',
-                                       'auxiliary_head.convs.1.conv': 'auxiliary_head.convs.2.conv'}),
+    'segmenter': (
+        SEGMENTER,
+        'mmseg',
+        {'decode_head.convs.1.conv': 'decode_head.convs.2.conv', 'auxiliary_head.convs.1.conv': 'auxiliary_head.convs.2.conv'},
+    ),
 }
 
 
@@ -71,11 +108,15 @@ OTHERS = {
     'RegNet': dict(type='RegNet', arch='regnetx_400mf', out_indices=(2, 3)),
     'CSPNeXt': dict(type='CSPNeXt', deepen_factor=0.4, widen_factor=0.125, out_indices=(3, 4)),
     'CSPDarknet': dict(type='CSPDarknet', deepen_factor=0.67, widen_factor=0.125, out_indices=(3, 4)),
-    'HRNet': dict(type='HRNet', extra=dict(
-        stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1, ), num_channels=(8, )),
-        stage2=dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(2, 2), num_channels=(8, 16)),
-        stage3=dict(num_modules=1, num_branches=3, block='BASIC', num_blocks=(2, 2, 2), num_channels=(8, 16, 32)),
-        stage4=dict(num_modules=1, num_branches=4, block='BASIC', num_blocks=(2, 2, 2, 2), num_channels=(8, 16, 32, 64)))),
+    'HRNet': dict(
+        type='HRNet',
+        extra=dict(
+            stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1,), num_channels=(8,)),
+            stage2=dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(2, 2), num_channels=(8, 16)),
+            stage3=dict(num_modules=1, num_branches=3, block='BASIC', num_blocks=(2, 2, 2), num_channels=(8, 16, 32)),
+            stage4=dict(num_modules=1, num_branches=4, block='BASIC', num_blocks=(2, 2, 2, 2), num_channels=(8, 16, 32, 64)),
+        ),
+    ),
 }
 
 

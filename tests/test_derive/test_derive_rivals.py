@@ -1,4 +1,5 @@
 """Nets with dynamic layers from dense weights: what starts exactly, what cannot, and what the report says of it."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -49,7 +50,8 @@ def test_every_rival_starts_at_the_static_features(rival):
     assert distance(target, source) < (1e-3 if rival in ROUNDED else 1e-5)
     kind = VARIANTS[rival].conv['type']
     assert {row.layer for row in report.rivals} == {kind} and len(report.rivals) == sum(
-        type(m).__name__ == kind for m in target.modules()) > 0
+        type(m).__name__ == kind for m in target.modules()
+    ) > 0
     assert all(row.kind == 'exact' and row.start_error < 1e-3 and row.reason is None for row in report.rivals)
     assert report.parameters_before == count_parameters(source) and report.parameters_after == count_parameters(target)
     assert f'{len(report.rivals)} of {len(report.rivals)} {kind} start exactly' in report.headline()
@@ -92,8 +94,9 @@ def test_layers_of_a_warehouse_that_has_to_be_trained_change_with_it():
 
 def test_children_and_rivals_in_one_net():
     source = dense()
-    target = share_kernels(swap_convs(dense(seed=2), 'odconv4x', include=['layer[12].*.conv*']),
-                           {'layer4.1.conv1': 'layer4.1.conv2'})
+    target = share_kernels(
+        swap_convs(dense(seed=2), 'odconv4x', include=['layer[12].*.conv*']), {'layer4.1.conv1': 'layer4.1.conv2'}
+    )
     report = derive(target, source, batches())
     assert [row.child for row in report.of_kind('fitted')] == ['layer4.1.conv1'] and list(report.blocks) == ['layer4.1']
     assert len(report.rivals) == 8 and all(row.kind == 'exact' for row in report.rivals)
@@ -191,8 +194,13 @@ def test_init_cfg_of_a_deeper_net_of_rivals(tmp_path):
 
     def build(name):
         pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / name))
-        net = MODELS.build(dict(type='DynamicConvs', conv='odconv1x', module=dict(
-            type='KDNAResNet', depth=18, sharing=None, base_channels=16, init_cfg=pretrained)))
+        net = MODELS.build(
+            dict(
+                type='DynamicConvs',
+                conv='odconv1x',
+                module=dict(type='KDNAResNet', depth=18, sharing=None, base_channels=16, init_cfg=pretrained),
+            )
+        )
         net.init_weights()
         return net
 

@@ -1,4 +1,5 @@
 """Starts of approximated children against closed formulas."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,15 +29,16 @@ def test_the_size_of_each_filter_is_kept(filters, inputs, k, seed):
 def test_a_child_that_is_a_scaled_parent_is_fitted_exactly():
     torch.manual_seed(0)
     parent = torch.randn(4, 3, 3, 3)
-    kernel = parent * torch.tensor([1., -2., .5, 3.]).view(-1, 1, 1, 1) * torch.rand(1, 1, 3, 3).add(0.5)
+    kernel = parent * torch.tensor([1.0, -2.0, 0.5, 3.0]).view(-1, 1, 1, 1) * torch.rand(1, 1, 3, 3).add(0.5)
     assert relative_error(kernel, same_size(kernel, parent, taps=True).apply(parent)) < 1e-3
 
 
 def test_least_squares_is_the_projection():
     torch.manual_seed(0)
     kernel, parent = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
-    solved = torch.stack([torch.linalg.lstsq(p.flatten()[:, None], c.flatten()[:, None]).solution[0, 0]
-                          for c, p in zip(kernel, parent)])
+    solved = torch.stack(
+        [torch.linalg.lstsq(p.flatten()[:, None], c.flatten()[:, None]).solution[0, 0] for c, p in zip(kernel, parent)]
+    )
     assert torch.allclose(least_squares(kernel, parent).filters.flatten(), solved, atol=1e-5)
 
 
@@ -63,8 +65,9 @@ def test_with_the_inputs_covariance_the_output_is_approximated_best():
 
 def small():
     torch.manual_seed(0)
-    net = randomise(ResNet(18, base_channels=4, stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                           out_indices=(0, 1)))
+    net = randomise(
+        ResNet(18, base_channels=4, stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    )
     net.eval()
     return net
 

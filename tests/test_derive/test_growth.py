@@ -1,4 +1,5 @@
 """Where identity blocks go."""
+
 from itertools import combinations
 
 import torch
@@ -26,16 +27,16 @@ def test_resnet18_places_its_identities_at_block_1():
 def test_among_equal_counts_the_weakest_branches_are_approximated():
     net = KDNAResNet(50, sharing=None, base_channels=8)
     state = {k: v for k, v in net.state_dict().items() if not k.startswith('layer3.6')}
-    for block, size in enumerate([3., 2., .1, 3., 3., .1]):
-        state[f'layer3.{block}.bn3.weight'] = torch.full((256, ), size)
-    (chosen, ) = place_identities([Stack('layer3', 6, 7)], net, state, plan('resnet50'))
+    for block, size in enumerate([3.0, 2.0, 0.1, 3.0, 3.0, 0.1]):
+        state[f'layer3.{block}.bn3.weight'] = torch.full((256,), size)
+    (chosen,) = place_identities([Stack('layer3', 6, 7)], net, state, plan('resnet50'))
     position = int(chosen.split('.')[1])
     costs = {}
     for p in range(1, 7):
         rows = source_blocks(Stack('layer3', 6, 7), {f'layer3.{p}'})
         inside = [c for c in approximated(plan('resnet50'), {f'layer3.{p}'}) if c.startswith('layer3')]
-        sizes = [3., 2., .1, 3., 3., .1]
-        costs[p] = sum(sizes[rows[int(c.split('.')[1])]]**2 for c in inside)
+        sizes = [3.0, 2.0, 0.1, 3.0, 3.0, 0.1]
+        costs[p] = sum(sizes[rows[int(c.split('.')[1])]] ** 2 for c in inside)
     assert costs[position] == min(costs.values()) and len(set(costs.values())) > 1
 
 
@@ -67,6 +68,8 @@ def test_the_search_is_exhaustive():
     state = {k: v for k, v in net.state_dict().items() if not k.startswith(('layer3.6', 'layer3.5'))}
     stack = Stack('layer3', 5, 7)
     chosen = place_identities([stack], net, state, plan('resnet34'))
-    counts = [len([c for c in approximated(plan('resnet34'), {f'layer3.{i}' for i in p}) if 'layer3' in c])
-              for p in combinations(range(1, 7), 2)]
+    counts = [
+        len([c for c in approximated(plan('resnet34'), {f'layer3.{i}' for i in p}) if 'layer3' in c])
+        for p in combinations(range(1, 7), 2)
+    ]
     assert len([c for c in approximated(plan('resnet34'), chosen) if 'layer3' in c]) == min(counts)

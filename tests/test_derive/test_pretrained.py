@@ -1,4 +1,5 @@
 """init_cfg and load_from of a dense checkpoint on models with shared kernels."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -50,8 +51,9 @@ def test_init_cfg_grows_the_static_net_of_the_same_depth(dense_file):
 
 
 def test_init_cfg_of_a_module_wrapped_in_kernel_dna(dense_file):
-    inner = dict(type='mmseg.ResNet', depth=18, base_channels=8, stem_channels=8,
-                 init_cfg=dict(type='Pretrained', checkpoint=dense_file))
+    inner = dict(
+        type='mmseg.ResNet', depth=18, base_channels=8, stem_channels=8, init_cfg=dict(type='Pretrained', checkpoint=dense_file)
+    )
     net = MODELS.build(dict(type='KernelDNA', module=inner, plan={'layer4.1.conv1': 'layer4.1.conv2'}))
     net.init_weights()
     source = dense()
@@ -70,8 +72,9 @@ def test_init_cfg_loads_a_kernel_dna_checkpoint_as_ever(tmp_path):
 
 def test_a_prefix_takes_the_part(tmp_path):
     torch.save({f'backbone.{k}': v for k, v in dense().state_dict().items()}, tmp_path / 'whole.pth')
-    net = KDNAResNet(18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'),
-                                                        prefix='backbone.'))
+    net = KDNAResNet(
+        18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'), prefix='backbone.')
+    )
     net.init_weights()
     assert torch.equal(net.conv1.weight, dense().conv1.weight)
 
@@ -92,11 +95,12 @@ def test_a_checkpoint_of_another_width_is_refused(dense_file):
 
 def test_mobilenet_of_torchvision_names(tmp_path):
     from mmkerneldna.checkpoints.mobilenet_names import mobilenet_prefixes
-    source = randomise(KDNAMobileNetV2(0.5, sharing=None, out_indices=(7, )))
+
+    source = randomise(KDNAMobileNetV2(0.5, sharing=None, out_indices=(7,)))
     theirs = {ours: name for name, ours in mobilenet_prefixes().items()}
     named = {f'{theirs[k.rpartition(".")[0]]}.{k.rpartition(".")[2]}': v for k, v in source.state_dict().items()}
     torch.save(named, tmp_path / 'tv.pth')
-    net = KDNAMobileNetV2(0.5, out_indices=(7, ), init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tv.pth')))
+    net = KDNAMobileNetV2(0.5, out_indices=(7,), init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'tv.pth')))
     net.init_weights()
     assert torch.equal(net.layer7[0].expand_conv.conv.weight, source.layer7[0].expand_conv.conv.weight)
     assert torch.equal(net.conv2.bn.running_var, source.conv2.bn.running_var)
@@ -155,6 +159,6 @@ def test_the_log_says_it_in_five_lines(dense_file, monkeypatch):
     logged = []
     monkeypatch.setattr('mmkerneldna.derive.engine.print_log', lambda text, **kwargs: logged.append(text))
     KDNAResNet(18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint=dense_file)).init_weights()
-    (text, ) = logged
+    (text,) = logged
     assert '6 children, 2 exact, 2 in identity blocks, 2 fitted' in text and 'layer3.1, layer4.1' in text
     assert 'not used of the source: fc' in text and len(text.splitlines()) <= 5

@@ -1,4 +1,5 @@
 """Redundancy against plain loops; a pair that is equal up to scale is found; CKA and shares against their definitions."""
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_the_closest_scales_against_the_rank_one_problem(out_channels, in_channe
     parent = torch.ones_like(kernel)
     remainder = (closest(kernel, parent).apply(parent) - kernel).square().sum()
     singular = np.linalg.svd(kernel.flatten(1).numpy(), compute_uv=False)
-    assert float(remainder) == pytest.approx(float((singular[1:]**2).sum()), rel=1e-6, abs=1e-9)
+    assert float(remainder) == pytest.approx(float((singular[1:] ** 2).sum()), rel=1e-6, abs=1e-9)
     full = torch.randn(out_channels, in_channels, k, k, generator=draw, dtype=torch.float64)
     made = full * torch.randn(out_channels, 1, 1, 1, generator=draw) * (torch.rand(1, 1, k, k, generator=draw) + 1)
     assert torch.allclose(closest(made, full).apply(full), made)
@@ -54,7 +55,7 @@ def test_unexplained_against_a_regression_per_channel():
     left = 0.0
     for x, y in zip(borrowed.double().numpy(), own.double().numpy()):
         slope, shift = np.polyfit(x, y, 1)
-        left += ((slope * x + shift - y)**2).sum()
+        left += ((slope * x + shift - y) ** 2).sum()
     power = float((own - own.mean(1, keepdim=True)).square().sum())
     assert unexplained(borrowed, own) == pytest.approx(left / power, rel=1e-5)
 
@@ -95,8 +96,10 @@ def test_two_convs_that_are_equal_up_to_scale_are_the_best_pair():
         taps = torch.rand(1, 1, 3, 3) + 0.5
         net.layer3[0].conv2.weight.copy_(net.layer3[1].conv1.weight * torch.randn(32, 1, 1, 1) * taps)
     found = measure_redundancy(net)
-    assert {(r['child'], r['parent']) for r in found.rows()[:2]} == {('layer3.0.conv2', 'layer3.1.conv1'),
-                                                                     ('layer3.1.conv1', 'layer3.0.conv2')}
+    assert {(r['child'], r['parent']) for r in found.rows()[:2]} == {
+        ('layer3.0.conv2', 'layer3.1.conv1'),
+        ('layer3.1.conv1', 'layer3.0.conv2'),
+    }
     assert found.rows()[0]['kernel_error'] < 1e-6 < 0.5 < found.rows()[2]['kernel_error']
     with torch.no_grad():  # an output knows no scale per tap
         net.layer3[0].conv2.weight.copy_(net.layer3[1].conv1.weight * torch.randn(32, 1, 1, 1))

@@ -1,4 +1,5 @@
 """Plans of least predicted damage: budgets are kept, choices are the best ones, and what can't be is one error."""
+
 import re
 from itertools import product
 

@@ -1,4 +1,5 @@
 """What is told of redundancy: order of layers, tables, files; and the trials that judge the prediction."""
+
 import csv
 import json
 
@@ -56,7 +57,7 @@ def test_files_and_table_hold_every_pair(tmp_path):
     assert rows[0]['child'] == 'c' and float(rows[0]['damage']) == pytest.approx(0.05) and rows[0]['output_error'] == ''
     assert Image.open(tmp_path / 'dendrogram.png').size[0] > 500
     assert pair_table(made(), 3).count('\n') == 4 and '5 pairs more' in pair_table(made(), 3)
-    assert "8 measured damages with: damage" in trial_table(trials) and 'kernel error 1.00' in trial_table(trials)
+    assert '8 measured damages with: damage' in trial_table(trials) and 'kernel error 1.00' in trial_table(trials)
 
 
 def test_rank_correlation_against_pearson_of_the_ranks():
@@ -78,8 +79,10 @@ def test_trials_measure_what_single_children_cost():
     found = measure_redundancy(net, batches[:2])
     trials = list(validate(net, found, batches[:2], batches[2:], 4))
     assert [trial.pair.damage for trial in trials] == sorted(trial.pair.damage for trial in trials)
-    assert (trials[0].pair.child, trials[0].pair.parent) in {('layer3.0.conv2', 'layer3.1.conv1'),
-                                                             ('layer3.1.conv1', 'layer3.0.conv2')}
+    assert (trials[0].pair.child, trials[0].pair.parent) in {
+        ('layer3.0.conv2', 'layer3.1.conv1'),
+        ('layer3.1.conv1', 'layer3.0.conv2'),
+    }
     assert trials[0].measured < 1e-5 < 0.01 < min(trial.measured for trial in trials[1:])
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 

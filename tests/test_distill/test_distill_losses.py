@@ -1,4 +1,5 @@
 """Every loss against loops over its definition."""
+
 import math
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_pkd_is_one_minus_the_correlation_of_each_channel(shape, seed):
 
 def test_pkd_is_blind_to_scale_and_offset_of_a_channel():
     student, teacher = pair((2, 3, 5, 4))
-    moved = student * torch.tensor([2., 0.5, 10.]).view(1, 3, 1, 1) - 7
+    moved = student * torch.tensor([2.0, 0.5, 10.0]).view(1, 3, 1, 1) - 7
     assert pkd_loss(moved, teacher).item() == pytest.approx(pkd_loss(student, teacher).item(), abs=1e-5)
     assert pkd_loss(moved, student).item() == pytest.approx(0, abs=1e-5)
 
@@ -45,19 +46,19 @@ def test_pkd_of_a_dead_channel_is_finite():
 def test_cwd_against_loops(shape, seed, tau):
     student, teacher = pair(shape, seed)
     images, channels, height, width = shape
-    total = 0.
+    total = 0.0
     for n in range(images):
         for c in range(channels):
             places = [(y, x) for y in range(height) for x in range(width)]
             p, q = ([math.exp(float(m[n, c, y, x]) / tau) for y, x in places] for m in (teacher, student))
             total += sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q))
-    expected = tau ** 2 * total / (images * channels)
+    expected = tau**2 * total / (images * channels)
     assert cwd_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_mse_is_relative_to_the_teacher():
     student, teacher = pair((2, 3, 4, 5))
-    expected = float(((student - teacher) ** 2).sum() / (teacher ** 2).sum())
+    expected = float(((student - teacher) ** 2).sum() / (teacher**2).sum())
     assert mse_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
     assert mse_loss(torch.zeros_like(teacher), teacher).item() == pytest.approx(1)
 

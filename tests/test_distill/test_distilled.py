@@ -35,20 +35,37 @@ def detector(channels=16, **kwargs):
     return model
 
 
-def segmenter(classes=3, mean=0., **kwargs):
+def segmenter(classes=3, mean=0.0, **kwargs):
     register_seg_modules(init_default_scope=False)
     DefaultScope.get_instance(f'seg-{torch.rand(1).item()}', scope_name='mmseg')
-    heads = [dict(type='FCNHead', in_channels=c, in_index=i, channels=8, num_convs=1, num_classes=classes,
-                  loss_decode=dict(type='CrossEntropyLoss')) for i, c in ((3, 64), (2, 32))]
-    data = dict(type='SegDataPreProcessor', size=(64, 64), mean=[mean] * 3, std=[50.] * 3, bgr_to_rgb=True)
-    return ConfigDict(type='EncoderDecoder', data_preprocessor=data, backbone=resnet(**kwargs), decode_head=heads[0],
-                      auxiliary_head=heads[1], train_cfg=dict(), test_cfg=dict(mode='whole'))
+    heads = [
+        dict(
+            type='FCNHead',
+            in_channels=c,
+            in_index=i,
+            channels=8,
+            num_convs=1,
+            num_classes=classes,
+            loss_decode=dict(type='CrossEntropyLoss'),
+        )
+        for i, c in ((3, 64), (2, 32))
+    ]
+    data = dict(type='SegDataPreProcessor', size=(64, 64), mean=[mean] * 3, std=[50.0] * 3, bgr_to_rgb=True)
+    return ConfigDict(
+        type='EncoderDecoder',
+        data_preprocessor=data,
+        backbone=resnet(**kwargs),
+        decode_head=heads[0],
+        auxiliary_head=heads[1],
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
+    )
 
 
 def det_batch():
     samples = [DetDataSample(metainfo=dict(IMAGE)) for _ in range(2)]
     for sample in samples:
-        sample.gt_instances = InstanceData(bboxes=torch.tensor([[4., 4, 40, 40]]), labels=torch.tensor([1]))
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4, 40, 40]]), labels=torch.tensor([1]))
     return torch.randn(2, 3, 64, 64), samples
 
 
@@ -112,8 +129,9 @@ def test_a_segmenter_learns_the_logits(make, strides):
     assert value == pytest.approx(3 * cwd_loss(ours, theirs, 2).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize('cfg, batch, losses', [(detector, det_batch, [dict(type='PKD')]),
-                                                (segmenter, seg_batch, [dict(type='CWD')])])
+@pytest.mark.parametrize(
+    'cfg, batch, losses', [(detector, det_batch, [dict(type='PKD')]), (segmenter, seg_batch, [dict(type='CWD')])]
+)
 def test_only_the_student_is_there_and_learns(make, cfg, batch, losses):
     student, plain, _ = make(cfg(), losses)
     prepare_distillation(student)
@@ -171,8 +189,12 @@ def test_predictions_and_autocast(make):
 
 def test_a_balance_loss_goes_and_leaves_the_distillation(make):
     cfg = segmenter()
-    cfg.backbone = ConfigDict(type='DynamicConvs', conv=dict(type='MoEConv2d', num_experts=2, top_k=1),
-                              include=['layer4.*.conv*'], module=cfg.backbone)
+    cfg.backbone = ConfigDict(
+        type='DynamicConvs',
+        conv=dict(type='MoEConv2d', num_experts=2, top_k=1),
+        include=['layer4.*.conv*'],
+        module=cfg.backbone,
+    )
     student, _, _ = make(cfg, [dict(type='CWD')], segmenter())
     hook = MoELossHook()
     hook.before_train(SimpleNamespace(model=student))
@@ -203,10 +225,17 @@ def test_a_config_that_can_not_be_used(case):
         MODELS.build({**cfg, **change})
 
 
-@pytest.mark.parametrize('teacher, losses, message', [
-    (lambda: segmenter(mean=9.), [dict(type='CWD')], 'student mean 0, 0, 0 std 50, 50, 50, channels reversed; teacher mean 9'),
-    (lambda: segmenter(classes=4), [dict(type='CWD')], 'student predicts 3 classes and the teacher 4'),
-])
+@pytest.mark.parametrize(
+    'teacher, losses, message',
+    [
+        (
+            lambda: segmenter(mean=9.0),
+            [dict(type='CWD')],
+            'student mean 0, 0, 0 std 50, 50, 50, channels reversed; teacher mean 9',
+        ),
+        (lambda: segmenter(classes=4), [dict(type='CWD')], 'student predicts 3 classes and the teacher 4'),
+    ],
+)
 def test_a_teacher_that_does_not_fit_is_refused_before_training(make, teacher, losses, message):
     student, _, _ = make(segmenter(), losses, teacher())
     with pytest.raises(DistillError, match=message):
@@ -219,12 +248,24 @@ def test_logits_of_a_detector(make):
         prepare_distillation(student)
 
 
-@pytest.mark.parametrize('cfg, other, losses, message', [
-    (detector, lambda: detector(channels=8), [dict(type='PKD')], 'level 0 has 16 channels in the student and 8 in the teacher'),
-    (segmenter, lambda: segmenter(strides=(1, 2, 1, 1)), [dict(type='MSE')],
-     'level 2 is 4x4 in the student and 8x8 in the teacher'),
-    (segmenter, lambda: segmenter(out_indices=(2, 3)), [dict(type='MSE')], 'the student has 4 levels, the teacher 2'),
-])
+@pytest.mark.parametrize(
+    'cfg, other, losses, message',
+    [
+        (
+            detector,
+            lambda: detector(channels=8),
+            [dict(type='PKD')],
+            'level 0 has 16 channels in the student and 8 in the teacher',
+        ),
+        (
+            segmenter,
+            lambda: segmenter(strides=(1, 2, 1, 1)),
+            [dict(type='MSE')],
+            'level 2 is 4x4 in the student and 8x8 in the teacher',
+        ),
+        (segmenter, lambda: segmenter(out_indices=(2, 3)), [dict(type='MSE')], 'the student has 4 levels, the teacher 2'),
+    ],
+)
 def test_maps_that_do_not_fit(make, cfg, other, losses, message):
     batch = det_batch() if cfg is detector else seg_batch()
     student, _, _ = make(cfg(), losses, other())
@@ -233,12 +274,18 @@ def test_maps_that_do_not_fit(make, cfg, other, losses, message):
     assert 'extract_feat' not in vars(student)
 
 
-@pytest.mark.parametrize('source, kind, message', [
-    (dict(cfg='/nonexistent/a.py', checkpoint='a.pth'), UsageError, '/nonexistent/a.py does not exist'),
-    (dict(cfg='mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', checkpoint='/nonexistent/a.pth'), CheckpointError,
-     '/nonexistent/a.pth does not exist'),
-    (dict(cfg=dict(optimizer=1), checkpoint='a.pth'), DistillError, 'the config of the teacher has no model'),
-])
+@pytest.mark.parametrize(
+    'source, kind, message',
+    [
+        (dict(cfg='/nonexistent/a.py', checkpoint='a.pth'), UsageError, '/nonexistent/a.py does not exist'),
+        (
+            dict(cfg='mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', checkpoint='/nonexistent/a.pth'),
+            CheckpointError,
+            '/nonexistent/a.pth does not exist',
+        ),
+        (dict(cfg=dict(optimizer=1), checkpoint='a.pth'), DistillError, 'the config of the teacher has no model'),
+    ],
+)
 def test_a_teacher_is_looked_for_when_a_training_starts(source, kind, message):
     student = MODELS.build(dict(type='Distilled', teacher=source, student=segmenter(), losses=[dict(type='CWD')]))
     student.eval()(seg_batch()[0], mode='tensor')  # a test needs none

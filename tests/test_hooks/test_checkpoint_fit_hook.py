@@ -36,8 +36,13 @@ def test_a_mask_may_hold_minus_infinity():
     CheckpointFitHook().after_load_checkpoint(runner(model), dict(state_dict=model.state_dict()))
 
 
-@pytest.mark.parametrize('init_cfg', [dict(type='Pretrained', checkpoint='torchvision://net'),
-                                      [dict(type='Normal'), dict(type='Pretrained', checkpoint='torchvision://net')]])
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        dict(type='Pretrained', checkpoint='torchvision://net'),
+        [dict(type='Normal'), dict(type='Pretrained', checkpoint='torchvision://net')],
+    ],
+)
 def test_init_cfg_from_a_diverged_training(init_cfg):
     model = nn.Sequential(Masked(init_cfg))
     CheckpointFitHook().before_train(runner(model))

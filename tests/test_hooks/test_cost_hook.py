@@ -1,4 +1,5 @@
 """CostHook in real, tiny Runners: what it adds, who sees it, and that the training does not notice."""
+
 import json
 import random
 from pathlib import Path
@@ -23,9 +24,20 @@ from mmkerneldna.measure.clock import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = ROOT / 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
-COST = {'cost/latency_ms', 'cost/latency_p90_ms', 'cost/throughput_img_s', 'cost/gmacs', 'cost/unique_params_m',
-        'cost/deployed_params_m', 'cost/peak_memory_mb', 'cost/height', 'cost/width', 'cost/batch', 'cost/repeats',
-        'cost/disturbed'}
+COST = {
+    'cost/latency_ms',
+    'cost/latency_p90_ms',
+    'cost/throughput_img_s',
+    'cost/gmacs',
+    'cost/unique_params_m',
+    'cost/deployed_params_m',
+    'cost/peak_memory_mb',
+    'cost/height',
+    'cost/width',
+    'cost/batch',
+    'cost/repeats',
+    'cost/disturbed',
+}
 
 
 @MODELS.register_module()
@@ -33,8 +45,9 @@ class TinySegmenter(BaseModel):
     """BN, dropout and one conv: enough to see whether a measurement leaves traces."""
 
     def __init__(self):
-        super().__init__(data_preprocessor=dict(type='mmseg.SegDataPreProcessor', mean=[127.5] * 3, std=[58.] * 3,
-                                                size=(8, 8)))
+        super().__init__(
+            data_preprocessor=dict(type='mmseg.SegDataPreProcessor', mean=[127.5] * 3, std=[58.0] * 3, size=(8, 8))
+        )
         self.conv = nn.Conv2d(3, 2, 3, padding=1)
         self.norm = nn.BatchNorm2d(2)
         self.frozen = nn.BatchNorm2d(2)
@@ -78,6 +91,7 @@ class Fixed(BaseMetric):
 @HOOKS.register_module()
 class Witness(Hook):
     """Notes, late in each training step and validation, what a disturbance would change."""
+
     priority = 'LOWEST'
     seen = []
 
@@ -90,14 +104,32 @@ class Witness(Hook):
 
 
 def tiny_runner(work_dir, hooks, **changes):
-    loader = dict(batch_size=2, num_workers=0, dataset=dict(type='NoiseImages'),
-                  sampler=dict(type='DefaultSampler', shuffle=True), collate_fn=dict(type='pseudo_collate'))
-    cfg = dict(model=dict(type='TinySegmenter'), work_dir=str(work_dir), train_dataloader=loader, val_dataloader=loader,
-               test_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=3), val_cfg=dict(), test_cfg=dict(),
-               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), val_evaluator=dict(type='Fixed'),
-               test_evaluator=dict(type='Fixed'), custom_hooks=hooks, randomness=dict(seed=1),
-               visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
-               default_scope='mmseg', experiment_name=work_dir.name, **changes)
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        dataset=dict(type='NoiseImages'),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    cfg = dict(
+        model=dict(type='TinySegmenter'),
+        work_dir=str(work_dir),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        test_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=3),
+        val_cfg=dict(),
+        test_cfg=dict(),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        val_evaluator=dict(type='Fixed'),
+        test_evaluator=dict(type='Fixed'),
+        custom_hooks=hooks,
+        randomness=dict(seed=1),
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        default_scope='mmseg',
+        experiment_name=work_dir.name,
+        **changes,
+    )
     return Runner.from_cfg(Config(cfg))
 
 
@@ -108,8 +140,7 @@ def scalars(work_dir):
 
 def test_validation_metrics_reach_every_reader(tmp_path):
     keep_best = dict(type='CheckpointHook', save_best='cost/latency_ms', rule='less', interval=-1, save_last=False)
-    runner = tiny_runner(tmp_path, [dict(type='CostHook', repeats=2, warmup=0)],
-                         default_hooks=dict(checkpoint=keep_best))
+    runner = tiny_runner(tmp_path, [dict(type='CostHook', repeats=2, warmup=0)], default_hooks=dict(checkpoint=keep_best))
     runner.train()
     validations = [line for line in scalars(tmp_path) if 'mIoU' in line]
     assert len(validations) == 3
@@ -153,8 +184,7 @@ def test_a_failing_measurement_is_a_warning(tmp_path, monkeypatch):
 
 def test_complexity_is_counted_once(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr('mmkerneldna.hooks.cost_hook.complexity_row',
-                        lambda model, size: calls.append(size) or dict(gmacs=1.0))
+    monkeypatch.setattr('mmkerneldna.hooks.cost_hook.complexity_row', lambda model, size: calls.append(size) or dict(gmacs=1.0))
     tiny_runner(tmp_path, [dict(type='CostHook', repeats=1, warmup=0)]).train()
     assert calls == [(8, 8)]
 
@@ -222,8 +252,7 @@ def test_detector_without_any_detection_scores_zero(images, tmp_path):
     cfg.train_dataloader.batch_size = 1
     cfg.train_cfg.update(max_epochs=1, val_interval=1)
     cfg.default_hooks.checkpoint.update(save_best='coco/bbox_mAP')
-    cfg.update(work_dir=str(tmp_path), custom_hooks=[dict(type='CostHook', repeats=1, warmup=0)],
-               randomness=dict(seed=0))
+    cfg.update(work_dir=str(tmp_path), custom_hooks=[dict(type='CostHook', repeats=1, warmup=0)], randomness=dict(seed=0))
     Runner.from_cfg(cfg).train()
     line = scalars(tmp_path)[-1]
     assert line['coco/bbox_mAP'] == line['coco/bbox_mAP_50'] == 0 and set(line) >= COST
@@ -242,8 +271,7 @@ def complete_on_rank(rank, folder):
     log_dir = Path(folder) / f'rank{rank}'
     log_dir.mkdir()
     dataset = NoiseImages() if rank == 0 else None  # whoever measures reads an image
-    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), evaluator=SimpleNamespace(metrics=[]),
-                           fp16=False)
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), evaluator=SimpleNamespace(metrics=[]), fp16=False)
     metrics = dict(mIoU=42.0)
     CostHook(repeats=2, warmup=0)._complete(SimpleNamespace(model=TinySegmenter(), log_dir=str(log_dir)), metrics, loop)
     (log_dir / 'metrics.json').write_text(json.dumps(metrics))
@@ -251,7 +279,7 @@ def complete_on_rank(rank, folder):
 
 
 def test_rank_0_measures_and_all_ranks_get_the_same(tmp_path):
-    torch.multiprocessing.spawn(complete_on_rank, args=(str(tmp_path), ), nprocs=2)
+    torch.multiprocessing.spawn(complete_on_rank, args=(str(tmp_path),), nprocs=2)
     first, second = (json.loads((tmp_path / f'rank{rank}' / 'metrics.json').read_text()) for rank in (0, 1))
     assert first == second and set(first) >= COST
     assert (tmp_path / 'rank0' / 'cost.json').is_file() and not (tmp_path / 'rank1' / 'cost.json').exists()

@@ -25,8 +25,12 @@ IMAGE = dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64), scale_f
 
 
 def backbone(with_cp=False):
-    return dict(type='DynamicConvs', conv=MOE, include=['layer[34].*.conv*'],
-                module=dict(type='ResNet', depth=18, base_channels=8, norm_eval=False, with_cp=with_cp))
+    return dict(
+        type='DynamicConvs',
+        conv=MOE,
+        include=['layer[34].*.conv*'],
+        module=dict(type='ResNet', depth=18, base_channels=8, norm_eval=False, with_cp=with_cp),
+    )
 
 
 def detector(config, **kwargs):
@@ -42,15 +46,30 @@ def detector(config, **kwargs):
 def segmenter(**kwargs):
     register_seg_modules(init_default_scope=False)
     DefaultScope.get_instance(f'seg-{torch.rand(1).item()}', scope_name='mmseg')
-    head = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3,
-                loss_decode=dict(type='CrossEntropyLoss'))
-    return MODELS.build(dict(type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
-                             backbone=backbone(**kwargs), decode_head=head, train_cfg=dict(), test_cfg=dict(mode='whole')))
+    head = dict(
+        type='FCNHead',
+        in_channels=64,
+        in_index=3,
+        channels=8,
+        num_convs=1,
+        num_classes=3,
+        loss_decode=dict(type='CrossEntropyLoss'),
+    )
+    return MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
+            backbone=backbone(**kwargs),
+            decode_head=head,
+            train_cfg=dict(),
+            test_cfg=dict(mode='whole'),
+        )
+    )
 
 
 def det_batch():
     sample = DetDataSample(metainfo=dict(IMAGE))
-    sample.gt_instances = InstanceData(bboxes=torch.tensor([[4., 4, 40, 40]]), labels=torch.tensor([1]))
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4, 40, 40]]), labels=torch.tensor([1]))
     return dict(inputs=torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), data_samples=sample)
 
 
@@ -73,12 +92,17 @@ class Batches(torch.utils.data.Dataset):
 
 def train(work_dir, model, make, batch_size=1, optim=None, **hook):
     runner = Runner(
-        model, str(work_dir), train_dataloader=DataLoader(Batches(make), batch_size=batch_size, collate_fn=pseudo_collate),
+        model,
+        str(work_dir),
+        train_dataloader=DataLoader(Batches(make), batch_size=batch_size, collate_fn=pseudo_collate),
         train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=optim or dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001)), log_level='ERROR',
+        optim_wrapper=optim or dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001)),
+        log_level='ERROR',
         custom_hooks=[dict(type='MoELossHook', interval=1, **hook)],
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=None),
-        log_processor=dict(window_size=1), experiment_name=f'{work_dir.name}-{id(model)}')
+        log_processor=dict(window_size=1),
+        experiment_name=f'{work_dir.name}-{id(model)}',
+    )
     runner.train()
     lines = [json.loads(line) for path in Path(work_dir).rglob('vis_data/scalars.json') for line in path.open()]
     return runner, lines

@@ -1,4 +1,5 @@
 """ProgressHook in runs of mmengine's own Runner on a toy model."""
+
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
@@ -49,22 +50,41 @@ class Display:
 
 
 def run(tmp_path, train_cfg):
-    still = dict(batch_size=2, num_workers=0, dataset=Toys(), sampler=dict(type='DefaultSampler', shuffle=False),
-                 collate_fn=dict(type='default_collate'))
+    still = dict(
+        batch_size=2,
+        num_workers=0,
+        dataset=Toys(),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
     endless = dict(type='InfiniteSampler', shuffle=False)
     loader = dict(still, sampler=endless) if 'max_iters' in train_cfg else still
-    runner = Runner(Toy(), str(tmp_path), train_dataloader=loader, val_dataloader=still, train_cfg=train_cfg, val_cfg=dict(),
-                    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)), val_evaluator=[Fixed()],
-                    test_dataloader=still, test_cfg=dict(), test_evaluator=[Fixed()], experiment_name=tmp_path.name)
+    runner = Runner(
+        Toy(),
+        str(tmp_path),
+        train_dataloader=loader,
+        val_dataloader=still,
+        train_cfg=train_cfg,
+        val_cfg=dict(),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        val_evaluator=[Fixed()],
+        test_dataloader=still,
+        test_cfg=dict(),
+        test_evaluator=[Fixed()],
+        experiment_name=tmp_path.name,
+    )
     display = Display()
     runner.register_hook(ProgressHook(display))
     return runner, display
 
 
-@pytest.mark.parametrize('train_cfg, said', [
-    (dict(by_epoch=True, max_epochs=2, val_interval=1), ['  epoch 1: mIoU 50.0', '  epoch 2: mIoU 50.0']),
-    (dict(by_epoch=False, max_iters=6, val_interval=3), ['  iteration 3: mIoU 50.0', '  iteration 6: mIoU 50.0']),
-])
+@pytest.mark.parametrize(
+    'train_cfg, said',
+    [
+        (dict(by_epoch=True, max_epochs=2, val_interval=1), ['  epoch 1: mIoU 50.0', '  epoch 2: mIoU 50.0']),
+        (dict(by_epoch=False, max_iters=6, val_interval=3), ['  iteration 3: mIoU 50.0', '  iteration 6: mIoU 50.0']),
+    ],
+)
 def test_a_training(train_cfg, said, tmp_path):
     runner, display = run(tmp_path, train_cfg)
     runner.train()

@@ -34,6 +34,7 @@ class Net(BaseModel):
 
 class PositionalEncoding(nn.Module):
     """Has a temperature and is no convolution, as mmdet's."""
+
     temperature = 10000.0
 
     def forward(self, x):
@@ -43,10 +44,18 @@ class PositionalEncoding(nn.Module):
 def train(work_dir, net, hook, epochs=3, iters=None, **kwargs):
     loop = dict(by_epoch=True, max_epochs=epochs) if iters is None else dict(by_epoch=False, max_iters=iters)
     runner = Runner(
-        net, str(work_dir), train_dataloader=DataLoader(Images(), batch_size=2), train_cfg=loop,
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)), custom_hooks=[hook], log_level='ERROR',
+        net,
+        str(work_dir),
+        train_dataloader=DataLoader(Images(), batch_size=2),
+        train_cfg=loop,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        custom_hooks=[hook],
+        log_level='ERROR',
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=dict(type='CheckpointHook', interval=1)),
-        log_processor=dict(window_size=1, by_epoch=iters is None), experiment_name=f'{work_dir.name}-{id(net)}', **kwargs)
+        log_processor=dict(window_size=1, by_epoch=iters is None),
+        experiment_name=f'{work_dir.name}-{id(net)}',
+        **kwargs,
+    )
     runner.train()
     return net
 
@@ -74,6 +83,7 @@ def test_by_default_each_layer_takes_its_own_schedule_over_a_third_of_the_run(tm
 def test_a_long_run_of_iterations_warms_up_for_16000():
     class Runner:
         max_iters, train_loop = 160000, None
+
     assert TemperatureHook()._warmup(Runner) == 16000
 
 
@@ -97,22 +107,28 @@ def test_resume_goes_on_where_it_was(tmp_path):
     assert resumed.seen == whole.seen[2:]
 
 
-@pytest.mark.parametrize('layers, hook, loop, message', [
-    ([], dict(start=30, end=1, length=1), {}, 'found no layer with a temperature'),
-    ([ODConv2d], dict(start=30, end=1, length=1), dict(iters=2), 'counts epochs, but the run counts iterations'),
-    ([KWConv2d], dict(start=30, end=0, length=1), {}, 'temperature=30.0 of a KWConv2d must lie between 0'),
-])
+@pytest.mark.parametrize(
+    'layers, hook, loop, message',
+    [
+        ([], dict(start=30, end=1, length=1), {}, 'found no layer with a temperature'),
+        ([ODConv2d], dict(start=30, end=1, length=1), dict(iters=2), 'counts epochs, but the run counts iterations'),
+        ([KWConv2d], dict(start=30, end=0, length=1), {}, 'temperature=30.0 of a KWConv2d must lie between 0'),
+    ],
+)
 def test_refuses_when_training_starts(tmp_path, layers, hook, loop, message):
     net = Net(*convs(*layers), nn.Conv2d(4, 4, 1))
     with pytest.raises(ValueError, match=message):
         train(tmp_path, net, dict(type='TemperatureHook', **hook), **loop)
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(schedule='step'), "schedule='step' must be one of 'linear', 'cosine'"),
-    (dict(length=0), 'length=0 of the temperature warm-up'),
-    (dict(end=None), 'needs both ends'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(schedule='step'), "schedule='step' must be one of 'linear', 'cosine'"),
+        (dict(length=0), 'length=0 of the temperature warm-up'),
+        (dict(end=None), 'needs both ends'),
+    ],
+)
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         TemperatureHook(**dict(dict(start=1, end=0, length=1), **options))

@@ -1,4 +1,5 @@
 """COCO scores of faster-coco-eval against pycocotools, on made-up annotations and detections."""
+
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ SIZE = 240
 
 def box_mask(x, y, w, h):
     mask = np.zeros((SIZE, SIZE), np.uint8, order='F')
-    mask[int(y):int(y + h), int(x):int(x + w)] = 1
+    mask[int(y) : int(y + h), int(x) : int(x + w)] = 1
     return mask
 
 
@@ -28,11 +29,22 @@ def annotations(rng, path):
             side = rng.choice([12, 50, 130])
             x, y = rng.uniform(0, SIZE - side, 2).round(1)
             w, h = (side * rng.uniform(0.6, 1, 2)).round(1)
-            items.append(dict(id=len(items) + 1, image_id=image, category_id=int(rng.integers(1, 4)), area=float(w * h),
-                              bbox=[float(x), float(y), float(w), float(h)], iscrowd=int(rng.random() < 0.1),
-                              segmentation=_rle(box_mask(x, y, w, h))))
-    content = dict(images=[dict(id=i, file_name=f'{i}.png', height=SIZE, width=SIZE) for i in range(12)], annotations=items,
-                   categories=[dict(id=i, name=f'c{i}') for i in range(1, 5)])
+            items.append(
+                dict(
+                    id=len(items) + 1,
+                    image_id=image,
+                    category_id=int(rng.integers(1, 4)),
+                    area=float(w * h),
+                    bbox=[float(x), float(y), float(w), float(h)],
+                    iscrowd=int(rng.random() < 0.1),
+                    segmentation=_rle(box_mask(x, y, w, h)),
+                )
+            )
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.png', height=SIZE, width=SIZE) for i in range(12)],
+        annotations=items,
+        categories=[dict(id=i, name=f'c{i}') for i in range(1, 5)],
+    )
     path.write_text(json.dumps(content))
     return items
 
@@ -55,9 +67,16 @@ def predictions(rng, items):
         boxes += [[10, 10, 40, 60], [100, 20, 220, 200]]
         labels, scores = [*labels, 0, 2], [*scores, 0.3, 0.9]
         masks = np.stack([box_mask(max(x, 0), max(y, 0), a - x, b - y) for x, y, a, b in boxes])
-        yield dict(img_id=image, ori_shape=(SIZE, SIZE), pred_instances=dict(
-            bboxes=torch.tensor(boxes), labels=torch.tensor(labels), scores=torch.tensor(scores),
-            masks=torch.from_numpy(masks.astype(bool))))
+        yield dict(
+            img_id=image,
+            ori_shape=(SIZE, SIZE),
+            pred_instances=dict(
+                bboxes=torch.tensor(boxes),
+                labels=torch.tensor(labels),
+                scores=torch.tensor(scores),
+                masks=torch.from_numpy(masks.astype(bool)),
+            ),
+        )
 
 
 def evaluate(kind, path, samples, **settings):
@@ -83,19 +102,30 @@ def test_recall_of_proposals_is_the_same(tmp_path):
     rng = np.random.default_rng(5)
     items = annotations(rng, tmp_path / 'ann.json')
     samples = list(predictions(rng, items))
-    slow, fast = (evaluate(kind, tmp_path / 'ann.json', samples, metric='proposal')
-                  for kind in ('CocoMetric', 'FasterCocoMetric'))
+    slow, fast = (
+        evaluate(kind, tmp_path / 'ann.json', samples, metric='proposal') for kind in ('CocoMetric', 'FasterCocoMetric')
+    )
     assert len(slow) == 6 and fast == pytest.approx(slow, abs=1e-9)
 
 
 def test_the_config_changes_where_it_says_coco_metric():
-    cfg = Config(dict(val_evaluator=dict(type='CocoMetric', ann_file='a', use_mp_eval=True),
-                      test_evaluator=[dict(type='mmdet.CocoMetric'), dict(type='DumpDetResults'),
-                                      dict(type='CocoOccludedSeparatedMetric')]))
+    cfg = Config(
+        dict(
+            val_evaluator=dict(type='CocoMetric', ann_file='a', use_mp_eval=True),
+            test_evaluator=[
+                dict(type='mmdet.CocoMetric'),
+                dict(type='DumpDetResults'),
+                dict(type='CocoOccludedSeparatedMetric'),
+            ],
+        )
+    )
     use_fast_coco_scores(cfg)
     assert cfg.val_evaluator == dict(type='FasterCocoMetric', ann_file='a')
-    assert [item.type for item in cfg.test_evaluator] == ['mmdet.FasterCocoMetric', 'DumpDetResults',
-                                                          'CocoOccludedSeparatedMetric']
+    assert [item.type for item in cfg.test_evaluator] == [
+        'mmdet.FasterCocoMetric',
+        'DumpDetResults',
+        'CocoOccludedSeparatedMetric',
+    ]
     assert issubclass(METRICS.get('mmdet.FasterCocoMetric'), CocoMetric)
 
 

@@ -20,7 +20,7 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_losses_follow_the_task(case):
     model, expected = CASES[case]
-    term, = parse_terms(choose_losses(ConfigDict(model)))
+    (term,) = parse_terms(choose_losses(ConfigDict(model)))
     assert (term.kind, term.on, term.weight) == expected
 
 

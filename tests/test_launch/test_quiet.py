@@ -1,4 +1,5 @@
 """What a tool shows and what it keeps in the log."""
+
 import logging
 import sys
 import warnings
@@ -32,7 +33,7 @@ class StubRunner:
     hooks, cfg = (), dict(resume=False)
 
     def register_hook(self, hook):
-        self.hooks = (hook, )
+        self.hooks = (hook,)
 
 
 def work(path):
@@ -51,7 +52,9 @@ def test_quiet(loggers, tmp_path, capsys):
     stdout = sys.stdout
     runner = work(tmp_path / 'run.log')
     assert capsys.readouterr().out.splitlines() == [
-        '  warning: the stem is frozen at random weights', f'  log: {tmp_path / "run.log"}']
+        '  warning: the stem is frozen at random weights',
+        f'  log: {tmp_path / "run.log"}',
+    ]
     log = (tmp_path / 'run.log').read_text()
     for text in ('before the work_dir', 'config dump', 'printed by a package', 'FileClient', 'the stem'):
         assert text in log

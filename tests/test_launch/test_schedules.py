@@ -1,4 +1,5 @@
 """Refused schedules against mmengine itself: what it trains with must pass, what it fails on must not."""
+
 import itertools
 import re
 
@@ -17,7 +18,6 @@ names = itertools.count()
 
 
 class Net(BaseModel):
-
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(1, 1)
@@ -33,12 +33,23 @@ def runner_of(tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)  # two seconds between epochs
 
     def build(cfg):
-        return Runner(Net(), str(tmp_path), train_cfg=cfg.train_cfg, param_scheduler=cfg.param_scheduler,
-                      train_dataloader=dict(dataset=torch.ones(EPOCH_LENGTH), batch_size=1, num_workers=0,
-                                            sampler=dict(type='DefaultSampler', shuffle=False)),
-                      optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), default_scope='mmdet',
-                      default_hooks=dict(checkpoint=None, logger=None), log_level='ERROR',
-                      experiment_name=f'schedules_{next(names)}')
+        return Runner(
+            Net(),
+            str(tmp_path),
+            train_cfg=cfg.train_cfg,
+            param_scheduler=cfg.param_scheduler,
+            train_dataloader=dict(
+                dataset=torch.ones(EPOCH_LENGTH),
+                batch_size=1,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            default_scope='mmdet',
+            default_hooks=dict(checkpoint=None, logger=None),
+            log_level='ERROR',
+            experiment_name=f'schedules_{next(names)}',
+        )
 
     return build
 
@@ -138,26 +149,44 @@ def test_whole_bounds_are_judged_before_a_runner_exists(length):
             assert accepted(cfg) == (begin < end)
 
 
-@pytest.mark.parametrize('schedulers, length, words', [
-    ([dict(type='LinearLR', begin=0, end=3), dict(type='PolyLR', begin=40, end=40, by_epoch=False)], dict(max_iters=50),
-     r'^param_scheduler\.1 \(PolyLR\) with begin=40, end=40 in a run of max_iters=50: .*; set param_scheduler\.1\.end '
-     r'above 40$'),
-    (dict(type='PolyLR', begin=40, by_epoch=False), dict(max_iters=20),
-     r'^param_scheduler \(PolyLR\) .*begin=40, end=20 \(that of the run.*max_iters=20: .*; set param_scheduler\.end '
-     r'above 40$'),
-    ([dict(type='MultiStepLR', milestones=[8], begin=2)], dict(max_iters=20),
-     r'begin=2, end=1 .*max_iters=20: .*; set param_scheduler\.0\.end above 2, or param_scheduler\.0\.by_epoch=False'),
-    (dict(generator=[dict(type='PolyLR', begin=3, end=3)], critic=dict(type='PolyLR')), dict(max_epochs=9),
-     r'^param_scheduler\.generator\.0 .*max_epochs=9: .*param_scheduler\.generator\.0\.end'),
-    ([dict(type='OneCycleLR', eta_max=1, total_steps=10, by_epoch=False)], dict(max_iters=20),
-     r'end=20.*max_iters=20: its 10 total_steps .*; set param_scheduler\.0\.total_steps to cover 19$'),
-    ([dict(type='LinearLR', begin=0, end='5%')], dict(max_epochs=9), r"begin=0, end='5%' .*; correct param_scheduler\.0$"),
-    # what mmengine says of other settings only when training starts
-    ([dict(type='MultiStepLR')], dict(max_epochs=9), r"param_scheduler\.0 .*missing .*'milestones'; correct"),
-    ([dict(type='LinearLR', start_factor=2.)], dict(max_epochs=9), r'Starting multiplicative factor .*; correct'),
-    ([dict(type='LinearLR', wrong=2.)], dict(max_epochs=9), r"unexpected keyword argument 'wrong'; correct"),
-    ([dict(type='LinaerLR')], dict(max_epochs=9), r"^param_scheduler\.0: type='LinaerLR' is not registered .*LinearLR"),
-])
+@pytest.mark.parametrize(
+    'schedulers, length, words',
+    [
+        (
+            [dict(type='LinearLR', begin=0, end=3), dict(type='PolyLR', begin=40, end=40, by_epoch=False)],
+            dict(max_iters=50),
+            r'^param_scheduler\.1 \(PolyLR\) with begin=40, end=40 in a run of max_iters=50: .*; set param_scheduler\.1\.end '
+            r'above 40$',
+        ),
+        (
+            dict(type='PolyLR', begin=40, by_epoch=False),
+            dict(max_iters=20),
+            r'^param_scheduler \(PolyLR\) .*begin=40, end=20 \(that of the run.*max_iters=20: .*; set param_scheduler\.end '
+            r'above 40$',
+        ),
+        (
+            [dict(type='MultiStepLR', milestones=[8], begin=2)],
+            dict(max_iters=20),
+            r'begin=2, end=1 .*max_iters=20: .*; set param_scheduler\.0\.end above 2, or param_scheduler\.0\.by_epoch=False',
+        ),
+        (
+            dict(generator=[dict(type='PolyLR', begin=3, end=3)], critic=dict(type='PolyLR')),
+            dict(max_epochs=9),
+            r'^param_scheduler\.generator\.0 .*max_epochs=9: .*param_scheduler\.generator\.0\.end',
+        ),
+        (
+            [dict(type='OneCycleLR', eta_max=1, total_steps=10, by_epoch=False)],
+            dict(max_iters=20),
+            r'end=20.*max_iters=20: its 10 total_steps .*; set param_scheduler\.0\.total_steps to cover 19$',
+        ),
+        ([dict(type='LinearLR', begin=0, end='5%')], dict(max_epochs=9), r"begin=0, end='5%' .*; correct param_scheduler\.0$"),
+        # what mmengine says of other settings only when training starts
+        ([dict(type='MultiStepLR')], dict(max_epochs=9), r"param_scheduler\.0 .*missing .*'milestones'; correct"),
+        ([dict(type='LinearLR', start_factor=2.0)], dict(max_epochs=9), r'Starting multiplicative factor .*; correct'),
+        ([dict(type='LinearLR', wrong=2.0)], dict(max_epochs=9), r"unexpected keyword argument 'wrong'; correct"),
+        ([dict(type='LinaerLR')], dict(max_epochs=9), r"^param_scheduler\.0: type='LinaerLR' is not registered .*LinearLR"),
+    ],
+)
 def test_message_says_where_and_what_to_set(schedulers, length, words):
     with pytest.raises(UsageError) as caught:
         check_schedules(scheduled(schedulers, length))
@@ -177,8 +206,11 @@ def test_one_value_per_parameter_group(runner_of):
 def test_advice_for_parts_of_an_epoch_is_taken(runner_of):
     settings = dict(type='LinearLR', begin=0.3, end=0.45, **CONVERTED)
     cfg = scheduled([settings], EPOCHS)
-    with pytest.raises(UsageError, match=r'in a run of max_epochs=2 of 4 iterations: .*begin=1, end=1; set '
-                                         r'param_scheduler\.0\.end at least one iteration \(0\.25 epochs\) above 0\.3'):
+    with pytest.raises(
+        UsageError,
+        match=r'in a run of max_epochs=2 of 4 iterations: .*begin=1, end=1; set '
+        r'param_scheduler\.0\.end at least one iteration \(0\.25 epochs\) above 0\.3',
+    ):
         check_schedules(cfg, runner_of(cfg))
     cfg = scheduled([dict(settings, end=0.3 + 0.25)], EPOCHS)
     assert accepted(cfg, runner_of(cfg))

@@ -1,4 +1,5 @@
 """Schedules at another length: settings by hand, and learning rates that mmengine's own schedulers give."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -11,21 +12,31 @@ from mmkerneldna.launch.shorten import scale_schedule
 
 def epochs_config():
     """mmdet's 1x schedule."""
-    return Config(dict(
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-                         dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(interval=50))))
+    return Config(
+        dict(
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1),
+            param_scheduler=[
+                dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+                dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+            ],
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(interval=50)),
+        )
+    )
 
 
 def iterations_config():
     """mmseg's 160k schedule."""
-    return Config(dict(
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000),
-        param_scheduler=[dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-                         dict(type='PolyLR', power=1.0, begin=1500, end=160000, eta_min=0.0, by_epoch=False)],
-        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=16000), logger=dict(interval=50)),
-        custom_hooks=[dict(type='TemperatureHook', start=30, end=1, length=40000, by_epoch=False)]))
+    return Config(
+        dict(
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000),
+            param_scheduler=[
+                dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+                dict(type='PolyLR', power=1.0, begin=1500, end=160000, eta_min=0.0, by_epoch=False),
+            ],
+            default_hooks=dict(checkpoint=dict(by_epoch=False, interval=16000), logger=dict(interval=50)),
+            custom_hooks=[dict(type='TemperatureHook', start=30, end=1, length=40000, by_epoch=False)],
+        )
+    )
 
 
 def learning_rates(cfg, epochs, epoch_length):
@@ -72,15 +83,24 @@ def test_decays_between_epochs_come_in_their_iteration(epochs):
 
 def test_cosine_at_a_fraction_of_its_length():
     """The shape is that of the long run, sampled where the short one is."""
+
     def config():
-        return Config(dict(train_cfg=dict(max_epochs=10), param_scheduler=[
-            dict(type='CosineAnnealingLR', begin=5, end=10, T_max=5, by_epoch=True, convert_to_iter_based=True)]))
+        return Config(
+            dict(
+                train_cfg=dict(max_epochs=10),
+                param_scheduler=[
+                    dict(type='CosineAnnealingLR', begin=5, end=10, T_max=5, by_epoch=True, convert_to_iter_based=True)
+                ],
+            )
+        )
+
     long, short = config(), config()
     scale_schedule(short, max_epochs=3)
     assert (short.param_scheduler[0].begin, short.param_scheduler[0].T_max) == (1.5, 1.5)
     whole, part = learning_rates(long, 10, 60), learning_rates(short, 3, 60)
     assert part[:90] == pytest.approx([1.0] * 90) and part[90:] == pytest.approx(
-        [whole[300 + round(i / 0.3)] for i in range(90)], abs=0.02)
+        [whole[300 + round(i / 0.3)] for i in range(90)], abs=0.02
+    )
 
 
 def test_iterations():
@@ -114,8 +134,14 @@ def test_exponential_decay_ends_at_the_same_rate():
 
 
 def test_schedules_of_several_optimizers():
-    cfg = Config(dict(train_cfg=dict(max_iters=100), param_scheduler=dict(
-        generator=[dict(type='PolyLR', end=100, by_epoch=False)], critic=dict(type='PolyLR', end=50, by_epoch=False))))
+    cfg = Config(
+        dict(
+            train_cfg=dict(max_iters=100),
+            param_scheduler=dict(
+                generator=[dict(type='PolyLR', end=100, by_epoch=False)], critic=dict(type='PolyLR', end=50, by_epoch=False)
+            ),
+        )
+    )
     scale_schedule(cfg, max_iters=10)
     assert cfg.param_scheduler.generator[0].end == 10 and cfg.param_scheduler.critic[0].end == 5
 
@@ -126,12 +152,15 @@ def test_nothing_asked_nothing_changed():
     assert cfg.pretty_text == epochs_config().pretty_text
 
 
-@pytest.mark.parametrize('make, lengths, message', [
-    (epochs_config, dict(max_iters=10), '--max-iters 10: the config counts its training in epochs; use --max-epochs'),
-    (iterations_config, dict(max_epochs=1), 'counts its training in iterations; use --max-iters'),
-    (epochs_config, dict(max_epochs=0), '--max-epochs 0: at least 1'),
-    (epochs_config, dict(max_epochs=1, max_iters=1), 'exclude each other'),
-])
+@pytest.mark.parametrize(
+    'make, lengths, message',
+    [
+        (epochs_config, dict(max_iters=10), '--max-iters 10: the config counts its training in epochs; use --max-epochs'),
+        (iterations_config, dict(max_epochs=1), 'counts its training in iterations; use --max-iters'),
+        (epochs_config, dict(max_epochs=0), '--max-epochs 0: at least 1'),
+        (epochs_config, dict(max_epochs=1, max_iters=1), 'exclude each other'),
+    ],
+)
 def test_lengths_that_do_not_fit(make, lengths, message):
     cfg = make()
     with pytest.raises(UsageError, match=message):

@@ -1,4 +1,5 @@
 """--variant NAME: what it makes of any config, and what it says where it can't."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -16,8 +17,9 @@ TINY = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 
 
 def config(backbone, neck=None, **more):
-    return Config(dict(model=dict(type='X', backbone=backbone, **(dict(neck=neck) if neck else {}), **more),
-                       default_scope='mmdet'))
+    return Config(
+        dict(model=dict(type='X', backbone=backbone, **(dict(neck=neck) if neck else {}), **more), default_scope='mmdet')
+    )
 
 
 def resnet(**options):
@@ -33,8 +35,9 @@ def count(net, kind):
     return sum(isinstance(m, kind) for m in net.modules())
 
 
-@pytest.mark.parametrize('kind, expected', [
-    ('ResNet', {}), ('mmdet.ResNet', {}), ('ResNetV1d', dict(deep_stem=True, avg_down=True))])
+@pytest.mark.parametrize(
+    'kind, expected', [('ResNet', {}), ('mmdet.ResNet', {}), ('ResNetV1d', dict(deep_stem=True, avg_down=True))]
+)
 def test_kdna_makes_the_papers_net_of_a_resnet(kind, expected):
     cfg = config(resnet(frozen_stages=1) | dict(type=kind))
     use_variant(cfg, 'kdna')
@@ -92,8 +95,12 @@ def test_options_reach_the_net_inside(tmp_path):
 
 
 def test_a_tracker_and_a_semi_supervised_detector_have_it_a_level_deeper():
-    cfg = Config(dict(model=dict(type='Y', detector=dict(type='X', backbone=resnet()), reid=dict(backbone=resnet())),
-                      default_scope='mmdet'))
+    cfg = Config(
+        dict(
+            model=dict(type='Y', detector=dict(type='X', backbone=resnet()), reid=dict(backbone=resnet())),
+            default_scope='mmdet',
+        )
+    )
     use_variant(cfg, 'se')
     assert cfg.model.detector.backbone.type == 'DynamicConvs' and cfg.model.reid.backbone.type == 'ResNet'
 
@@ -103,8 +110,9 @@ FPN = dict(type='FPN', in_channels=[24, 48, 96, 192], out_channels=32, num_outs=
 
 
 @pytest.mark.parametrize('name', ['kdna', 'odconv4x'])
-@pytest.mark.parametrize('neck', [FPN, [FPN, dict(type='DyHead', in_channels=32, out_channels=32, num_blocks=1)]],
-                         ids=['one', 'list'])
+@pytest.mark.parametrize(
+    'neck', [FPN, [FPN, dict(type='DyHead', in_channels=32, out_channels=32, num_blocks=1)]], ids=['one', 'list']
+)
 def test_a_transformer_gives_its_neck(name, neck):
     cfg = config(SWIN, neck)
     use_variant(cfg, name)
@@ -116,15 +124,18 @@ def test_a_transformer_gives_its_neck(name, neck):
     assert count(net, (ChildConv2d, ODConv2d)) > 0
 
 
-@pytest.mark.parametrize('backbone, name, message', [
-    (SWIN, 'odconv4x', 'odconv4x finds nothing to change in this model. SwinTransformer: .*behind its stem: 1 Conv2d'),
-    (SWIN, 'kdna', 'kdna finds nothing to change.*SwinTransformer: the automatic policy'),
-    (resnet(conv_cfg=dict(type='ConvWS')), 'se', 'layer1.0.conv1: it is a ConvWS2d, not a plain Conv2d'),
-    (resnet(), 'odconv5x', "no variant is named 'odconv5x'; nearest: odconv"),
-    (dict(type='KDNAResNet', depth=18), 'kdna', 'has a KDNAResNet already'),
-    (dict(type='ResNet', depth=19), 'kdna', 'the ResNet of this config cannot be built: .*invalid depth 19'),
-    (dict(type='mmpretrain.ConvNeXt'), 'se', 'the ConvNeXt of this config cannot be built'),
-])
+@pytest.mark.parametrize(
+    'backbone, name, message',
+    [
+        (SWIN, 'odconv4x', 'odconv4x finds nothing to change in this model. SwinTransformer: .*behind its stem: 1 Conv2d'),
+        (SWIN, 'kdna', 'kdna finds nothing to change.*SwinTransformer: the automatic policy'),
+        (resnet(conv_cfg=dict(type='ConvWS')), 'se', 'layer1.0.conv1: it is a ConvWS2d, not a plain Conv2d'),
+        (resnet(), 'odconv5x', "no variant is named 'odconv5x'; nearest: odconv"),
+        (dict(type='KDNAResNet', depth=18), 'kdna', 'has a KDNAResNet already'),
+        (dict(type='ResNet', depth=19), 'kdna', 'the ResNet of this config cannot be built: .*invalid depth 19'),
+        (dict(type='mmpretrain.ConvNeXt'), 'se', 'the ConvNeXt of this config cannot be built'),
+    ],
+)
 def test_what_cannot_be_done_is_one_message_and_changes_nothing(backbone, name, message):
     cfg = config(backbone)
     before = cfg.model.to_dict()

@@ -1,4 +1,5 @@
 """Random convolution shapes and the comparison with a reference, shared by the tests of the dynamic layers."""
+
 from collections.abc import Callable
 
 import torch
@@ -23,9 +24,11 @@ def conv_cases(draw, groups=('1', '2', 'depthwise')) -> dict:
             dilation=draw(st.sampled_from([1, 2])),
             groups=count,
             bias=draw(st.booleans()),
-            padding_mode=draw(st.sampled_from(['zeros', 'zeros', 'reflect']))),
+            padding_mode=draw(st.sampled_from(['zeros', 'zeros', 'reflect'])),
+        ),
         shape=(draw(st.integers(1, 3)), in_channels, draw(st.integers(9, 12)), draw(st.integers(9, 12))),
-        training=draw(st.booleans()))
+        training=draw(st.booleans()),
+    )
 
 
 def randomise(layer: nn.Module) -> None:
@@ -60,7 +63,7 @@ def naive_conv(layer: nn.Module, sample: Tensor, kernel: Tensor) -> Tensor:
     out = 0
     for i in range(kh):
         for j in range(kw):
-            view = x[:, i * dh:i * dh + (height - 1) * sh + 1:sh, j * dw:j * dw + (width - 1) * sw + 1:sw]
+            view = x[:, i * dh : i * dh + (height - 1) * sh + 1 : sh, j * dw : j * dw + (width - 1) * sw + 1 : sw]
             out = out + torch.einsum('goc,gchw->gohw', kernel[..., i, j], view.unflatten(0, (groups, -1)))
     return out.flatten(0, 1)
 

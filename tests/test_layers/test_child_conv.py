@@ -30,8 +30,7 @@ class Pair(nn.Module):
 
 def naive_child(child, x):
     """The paper's formula, one output value at a time per filter: loops where the layer broadcasts."""
-    gated = torch.stack([torch.stack([x[n, c] * child.gate(x)[n, c, 0, 0] for c in range(x.shape[1])])
-                         for n in range(len(x))])
+    gated = torch.stack([torch.stack([x[n, c] * child.gate(x)[n, c, 0, 0] for c in range(x.shape[1])]) for n in range(len(x))])
     kernel = torch.empty_like(child.weight)
     for f in range(kernel.shape[0]):
         for i in range(kernel.shape[2]):
@@ -42,8 +41,15 @@ def naive_child(child, x):
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=st.integers(1, 3), groups=st.sampled_from([1, 2, 4]), kernel=st.sampled_from([1, 3, 5]),
-       stride=st.integers(1, 2), dilation=st.integers(1, 2), bias=st.booleans(), out=st.sampled_from([4, 8]))
+@given(
+    batch=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    out=st.sampled_from([4, 8]),
+)
 def test_equals_the_formula(batch, groups, kernel, stride, dilation, bias, out):
     parent = nn.Conv2d(8, out, kernel, groups=groups, bias=False)
     child = randomise(ChildConv2d(parent, stride, dilation * (kernel // 2), dilation, bias=bias)).eval()
@@ -71,7 +77,7 @@ def test_gradcheck_in_double():
     parameters = dict(pair.named_parameters())
 
     def run(x, *values):
-        return torch.func.functional_call(pair, dict(zip(parameters, values)), (x, ))
+        return torch.func.functional_call(pair, dict(zip(parameters, values)), (x,))
 
     assert torch.autograd.gradcheck(run, (x, *parameters.values()))
 
@@ -86,7 +92,8 @@ def test_kernel_is_stored_once_under_the_parents_name():
     for state in (pair.state_dict(), get_state_dict(pair)):
         assert 'parent.weight' in state and 'child.weight' not in state
     assert sum(p.numel() for p in pair.parameters()) == sum(
-        v.numel() for k, v in pair.state_dict().items() if 'running' not in k and 'num_batches' not in k)
+        v.numel() for k, v in pair.state_dict().items() if 'running' not in k and 'num_batches' not in k
+    )
 
 
 def test_strict_load_both_ways():

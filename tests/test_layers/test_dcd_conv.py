@@ -14,8 +14,11 @@ def hard_sigmoid(x):
 def pooled(sample, side):
     """Average pool to side x side, torch's uneven bins included."""
     _, height, width = sample.shape
-    cells = [sample[:, i * height // side:-(-(i + 1) * height // side), j * width // side:-(-(j + 1) * width // side)]
-             for i in range(side) for j in range(side)]
+    cells = [
+        sample[:, i * height // side : -(-(i + 1) * height // side), j * width // side : -(-(j + 1) * width // side)]
+        for i in range(side)
+        for j in range(side)
+    ]
     return torch.stack([cell.mean((1, 2)) for cell in cells], 1).flatten()
 
 
@@ -50,7 +53,7 @@ def naive_dcd(layer, x):
 
 
 @settings(deadline=None, max_examples=80)
-@given(case=conv_cases(groups=('1', )), latent=st.sampled_from([None, 1, 3]), pool_size=st.sampled_from([1, 2]))
+@given(case=conv_cases(groups=('1',)), latent=st.sampled_from([None, 1, 3]), pool_size=st.sampled_from([1, 2]))
 def test_matches_the_paper(case, latent, pool_size):
     layer = DCDConv2d(**case['conv'], latent_channels=latent, pool_size=pool_size, reduction=4)
     assert_same_as(layer, naive_dcd, case)
@@ -70,7 +73,7 @@ def naive_depthwise_dcd(layer, x):
 
 
 @settings(deadline=None, max_examples=60)
-@given(case=conv_cases(groups=('depthwise', )), latent=st.sampled_from([None, 1, 3]), pool_size=st.sampled_from([1, 2]))
+@given(case=conv_cases(groups=('depthwise',)), latent=st.sampled_from([None, 1, 3]), pool_size=st.sampled_from([1, 2]))
 def test_depthwise_matches_the_paper(case, latent, pool_size):
     layer = DCDConv2d(**case['conv'], latent_channels=latent, pool_size=pool_size, reduction=4)
     assert_same_as(layer, naive_depthwise_dcd, case)
@@ -98,14 +101,17 @@ def test_default_latent_width(channels, pool_size, latent):
     assert DCDConv2d(channels, 8, 1, pool_size=pool_size).q.out_channels == latent
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(groups=2), 'groups=2'),
-    (dict(groups=4), 'groups=4 with 8 and 8 channels'),
-    (dict(latent_channels=0), 'latent_channels=0'),
-    (dict(pool_size=0), 'pool_size=0'),
-    (dict(reduction=99), 'reduction=99'),
-    (dict(norm_cfg=dict(type='LN')), 'LN'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(groups=2), 'groups=2'),
+        (dict(groups=4), 'groups=4 with 8 and 8 channels'),
+        (dict(latent_channels=0), 'latent_channels=0'),
+        (dict(pool_size=0), 'pool_size=0'),
+        (dict(reduction=99), 'reduction=99'),
+        (dict(norm_cfg=dict(type='LN')), 'LN'),
+    ],
+)
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         DCDConv2d(8, 8, 3, **options)

@@ -1,4 +1,5 @@
 """What every dynamic convolution promises, whatever its paper: one test over all of them."""
+
 import copy
 import io
 
@@ -23,8 +24,11 @@ DYNAMIC_CONVS = [
     (dict(type='FDConv2d'), (1, 4, 16)),
     (dict(type='MoEConv2d'), (1, 4, 16)),
 ]
-CASES = [pytest.param(dict(cfg, groups=groups), id=f"{'-'.join(map(str, cfg.values()))}-g{groups}")
-         for cfg, all_groups in DYNAMIC_CONVS for groups in all_groups]
+CASES = [
+    pytest.param(dict(cfg, groups=groups), id=f'{"-".join(map(str, cfg.values()))}-g{groups}')
+    for cfg, all_groups in DYNAMIC_CONVS
+    for groups in all_groups
+]
 KINDS = [pytest.param(cfg, id='-'.join(map(str, cfg.values()))) for cfg, _ in DYNAMIC_CONVS]
 
 
@@ -46,7 +50,7 @@ def has_kaiming_std(layer):
     if weight is None or tuple(weight.shape[-2:]) != layer.kernel_size:
         return True
     fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
-    return weight.std().item() == pytest.approx((2 / fan_out)**0.5, rel=0.1)
+    return weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
 def grads(layer, x):
@@ -65,8 +69,18 @@ def test_shapes_are_those_of_conv2d(cfg, kernel_size, stride, dilation, bias):
     for batch in (0, 1, 3):
         x = torch.randn(batch, 16, 11, 9)
         assert layer(x).shape == static(x).shape
-    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'transposed',
-                 'output_padding', 'padding_mode'):
+    for name in (
+        'in_channels',
+        'out_channels',
+        'kernel_size',
+        'stride',
+        'padding',
+        'dilation',
+        'groups',
+        'transposed',
+        'output_padding',
+        'padding_mode',
+    ):
         assert getattr(layer, name) == getattr(static, name), name
     assert (layer.bias is not None) == bias
 
@@ -190,19 +204,22 @@ def test_experts_of_a_channels_last_net_lie_channels_last():
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in layer.weight)
 
 
-@pytest.mark.parametrize('kind, options, message', [
-    ('CondConv2d', dict(num_experts=0), 'num_experts=0 must be a whole number of at least 1'),
-    ('DyConv2d', dict(num_experts=-1), 'num_experts=-1'),
-    ('ODConv2d', dict(num_experts=2.5), 'num_experts=2.5'),
-    ('DyConv2d', dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
-    ('DyConv2d', dict(reduction=0), 'reduction=0'),
-    ('ODConv2d', dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
-    ('ODConv2d', dict(min_channels=0), 'min_channels=0'),
-    ('ODConv2d', dict(temperature=0), 'temperature=0 must be positive'),
-    ('SEConv2d', dict(reduction=17), 'reduction=17'),
-    ('DCDConv2d', dict(groups=4), 'groups=4'),
-    ('ODConv2d', dict(groups=3), 'divisible by groups'),
-])
+@pytest.mark.parametrize(
+    'kind, options, message',
+    [
+        ('CondConv2d', dict(num_experts=0), 'num_experts=0 must be a whole number of at least 1'),
+        ('DyConv2d', dict(num_experts=-1), 'num_experts=-1'),
+        ('ODConv2d', dict(num_experts=2.5), 'num_experts=2.5'),
+        ('DyConv2d', dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
+        ('DyConv2d', dict(reduction=0), 'reduction=0'),
+        ('ODConv2d', dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
+        ('ODConv2d', dict(min_channels=0), 'min_channels=0'),
+        ('ODConv2d', dict(temperature=0), 'temperature=0 must be positive'),
+        ('SEConv2d', dict(reduction=17), 'reduction=17'),
+        ('DCDConv2d', dict(groups=4), 'groups=4'),
+        ('ODConv2d', dict(groups=3), 'divisible by groups'),
+    ],
+)
 def test_refuses(kind, options, message):
     with pytest.raises(ValueError, match=message):
         build(dict(type=kind), **options)

@@ -13,6 +13,7 @@ from mmkerneldna.layers.frequencies import CUTOFFS, frequency_groups, modulate_b
 
 def dft(rows, cols):
     """Matrices of the two-dimensional DFT, X = F x G."""
+
     def matrix(size):
         k = torch.arange(size, dtype=torch.double)
         return torch.exp(torch.complex(torch.zeros(1, dtype=torch.double), -2 * math.pi / size * k[:, None] * k[None]))
@@ -56,7 +57,7 @@ def naive_bands(x, weights):
         low = edges[b + 1] if b + 1 < len(edges) else -1
         mask = (distance >= low + 1e-8) & (distance < edges[b] + 1e-8)
         band = (left.conj() @ ((left @ x.to(torch.complex128) @ right) * mask) @ right.conj() / (height * width)).real
-        y = y + (band if b == len(CUTOFFS) else band * weights[:, b:b + 1])
+        y = y + (band if b == len(CUTOFFS) else band * weights[:, b : b + 1])
     return y
 
 
@@ -65,13 +66,14 @@ def naive_fd_conv(layer, x):
     glob, local = layer.global_modulation, layer.local_modulation
     pooled = x.mean((2, 3))
     hidden = naive_norm(glob.norm, (pooled @ glob.fc.weight.T)[..., None, None]).flatten(1)
-    hidden = glob.act.scale * torch.relu(hidden)**2 + glob.act.bias
+    hidden = glob.act.scale * torch.relu(hidden) ** 2 + glob.act.bias
     kernels = disjoint_kernels(layer.weight, layer.group, layer.num_experts)
     if layer.band_weight is not None:
         logits = nn.functional.conv2d(x, layer.band_weight, layer.band_bias, padding=1)
         x = naive_bands(x, 2 * torch.sigmoid(logits))
-    y = [naive_conv(layer, sample, naive_kernel(layer, kernels, hidden[i], local.norm(pooled[i])))
-         for i, sample in enumerate(x)]
+    y = [
+        naive_conv(layer, sample, naive_kernel(layer, kernels, hidden[i], local.norm(pooled[i]))) for i, sample in enumerate(x)
+    ]
     y = torch.stack(y)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
@@ -92,8 +94,12 @@ def naive_kernel(layer, kernels, hidden, channels):
     rows = []
     for o in range(out):
         first = o // (out // layer.groups) * ins
-        row = torch.stack([channel[first + c] * 2 * torch.sigmoid(
-            local.filters[o] @ padded[first + c:first + c + local.neighbours]) for c in range(ins)])
+        row = torch.stack(
+            [
+                channel[first + c] * 2 * torch.sigmoid(local.filters[o] @ padded[first + c : first + c + local.neighbours])
+                for c in range(ins)
+            ]
+        )
         rows.append(row * spatial * (1 if glob.filter_fc is None else filters[o]))
     return kernel * torch.stack(rows).view(out, ins, height, width)
 
@@ -114,7 +120,7 @@ def test_groups_are_rings_of_equal_size(rows, cols, part):
     n = max(1, int(size * part))
     group = frequency_groups(rows, cols, n)
     assert group[0, 0] == 0 and group.max() <= n - 1
-    radius = torch.fft.fftfreq(rows)[:, None]**2 + torch.fft.rfftfreq(cols)[None]**2
+    radius = torch.fft.fftfreq(rows)[:, None] ** 2 + torch.fft.rfftfreq(cols)[None] ** 2
     order = radius.flatten().argsort(stable=True)
     # mirrored pairs lie at the same radius, so evening them out moves a frequency by no more than a ring of ties
     wanted = torch.arange(size) * n // size
@@ -145,12 +151,15 @@ def test_budget_of_the_kernel_is_that_of_the_convolution():
         assert FDConv2d(16, 32, 3, num_experts=n).weight.numel() == 16 * 32 * 9
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(num_experts=0), 'num_experts=0 must be a whole number'),
-    (dict(num_experts=10_000), 'num_experts=10000 is more than the 1200 frequencies'),
-    (dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
-    (dict(groups=3), 'divisible by groups'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(num_experts=0), 'num_experts=0 must be a whole number'),
+        (dict(num_experts=10_000), 'num_experts=10000 is more than the 1200 frequencies'),
+        (dict(reduction=17), 'reduction=17 must lie between 1 and 16'),
+        (dict(groups=3), 'divisible by groups'),
+    ],
+)
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         FDConv2d(16, 16, 3, **options)

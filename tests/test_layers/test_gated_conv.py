@@ -1,4 +1,5 @@
 """The recomputing convolution of a child against the plain formula, alone and in what surrounds it in training."""
+
 import os
 import shutil
 import warnings
@@ -21,8 +22,14 @@ def _arguments(kernel, groups, bias, dtype=torch.double, channels=(4, 6)):
     torch.manual_seed(0)
     c_in, c_out = channels
     make = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
-    return (make(2, c_in, 7, 6), make(2, c_in, 1, 1), make(c_out, c_in // groups, kernel, kernel), make(c_out, 1, 1, 1),
-            make(1, 1, kernel, kernel) if kernel > 1 else None, make(c_out) if bias else None)
+    return (
+        make(2, c_in, 7, 6),
+        make(2, c_in, 1, 1),
+        make(c_out, c_in // groups, kernel, kernel),
+        make(c_out, 1, 1, 1),
+        make(1, 1, kernel, kernel) if kernel > 1 else None,
+        make(c_out) if bias else None,
+    )
 
 
 def _plain(x, gate, weight, filter_scale, spatial_scale, bias, *geometry):
@@ -39,8 +46,15 @@ def _gradients(function, arguments, *geometry):
 
 
 @settings(deadline=None, max_examples=25)
-@given(kernel=st.sampled_from([1, 3, 5]), groups=st.sampled_from([1, 2]), bias=st.booleans(), stride=st.integers(1, 2),
-       dilation=st.integers(1, 2), padding=st.integers(2, 4), frozen=st.sets(st.integers(0, 5)))
+@given(
+    kernel=st.sampled_from([1, 3, 5]),
+    groups=st.sampled_from([1, 2]),
+    bias=st.booleans(),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    padding=st.integers(2, 4),
+    frozen=st.sets(st.integers(0, 5)),
+)
 def test_equals_plain_formula(kernel, groups, bias, stride, dilation, padding, frozen):
     arguments = _arguments(kernel, groups, bias)
     for i in frozen - {2}:
@@ -62,8 +76,10 @@ def test_gradcheck(kernel, bias):
 
 @pytest.mark.parametrize('kernel, bias', [(1, True), (3, False)])
 def test_gradgradcheck(kernel, bias):
-    arguments = tuple(a if a is None else a[:, :, :4, :4].detach().requires_grad_() if i == 0 else a
-                      for i, a in enumerate(_arguments(kernel, 2, bias)))
+    arguments = tuple(
+        a if a is None else a[:, :, :4, :4].detach().requires_grad_() if i == 0 else a
+        for i, a in enumerate(_arguments(kernel, 2, bias))
+    )
     assert torch.autograd.gradgradcheck(lambda *a: gated_conv2d(*a, (1, 1), (1, 1), (1, 1), 2), arguments)
 
 
@@ -91,7 +107,7 @@ def test_first_derivative_under_autocast_can_be_differentiated():
 
 def _functional(child):
     state = {**dict(child.named_parameters()), **dict(child.named_buffers())}
-    return state, lambda state, x: torch.func.functional_call(child, state, (x, )).square().mean()
+    return state, lambda state, x: torch.func.functional_call(child, state, (x,)).square().mean()
 
 
 def test_func_transforms():
@@ -111,7 +127,7 @@ def test_func_transforms():
     of_each = torch.func.vmap(torch.func.grad(of), (None, 0))(parameters, x.unsqueeze(1))
     torch.testing.assert_close({name: g.mean(0) for name, g in of_each.items()}, expected)
     tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
-    _, slope = torch.func.jvp(lambda p: of(p, x), (parameters, ), (tangents, ))
+    _, slope = torch.func.jvp(lambda p: of(p, x), (parameters,), (tangents,))
     torch.testing.assert_close(slope, sum((grads[name] * tangents[name]).sum() for name in grads))
 
 
@@ -186,8 +202,8 @@ def _kept_bytes(child, x):
     """Bytes that autograd keeps, each storage once, without parameters, buffers and the input."""
     storages = {}
     with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: storages.setdefault(t.untyped_storage().data_ptr(), (t, t.untyped_storage().nbytes())) and t,
-            lambda t: t):
+        lambda t: storages.setdefault(t.untyped_storage().data_ptr(), (t, t.untyped_storage().nbytes())) and t, lambda t: t
+    ):
         y = child(x)  # noqa: F841  (keeps the graph, and so the storages, alive)
     known = {t.untyped_storage().data_ptr() for t in (x, *child.parameters(), *child.buffers())}
     return sum(size for pointer, (_, size) in storages.items() if pointer not in known)
@@ -278,7 +294,7 @@ def distributed(tmp_path_factory):
     torch.manual_seed(0)
     state, halves = _Net().state_dict(), torch.randn(2, 2, 3, 9, 7, dtype=torch.double)
     torch.save((state, halves), folder / 'task.pt')
-    mp.spawn(_train_distributed, (folder, ), nprocs=2)
+    mp.spawn(_train_distributed, (folder,), nprocs=2)
     return state, halves, [torch.load(folder / f'gradients{rank}.pt') for rank in range(2)]
 
 

@@ -15,11 +15,7 @@ from mmkerneldna.layers import KWConv2d, SwapError, swap_convs
 from mmkerneldna.layers.kernel_warehouse_plan import PRESETS
 
 HEADS = {'resnet18': 513_000, 'resnet50': 2_049_000, 'mobilenet_v2': 1_281_000}
-NETS = {
-    'resnet18': lambda: ResNet(18),
-    'resnet50': lambda: ResNet(50),
-    'mobilenet_v2': lambda: MobileNetV2(out_indices=(7, ))
-}
+NETS = {'resnet18': lambda: ResNet(18), 'resnet50': lambda: ResNet(50), 'mobilenet_v2': lambda: MobileNetV2(out_indices=(7,))}
 
 
 def naive_attention(layer, x):
@@ -51,15 +47,19 @@ def naive_kw_conv(layer, x):
             j, rest = divmod(rest, outs * ins)
             o, c = divmod(rest, ins)
             mixture = sum(a * cell for a, cell in zip(alpha[m], layer.cells))
-            kernel[o * c_out:(o + 1) * c_out, c * c_in:(c + 1) * c_in, i, j] = mixture
+            kernel[o * c_out : (o + 1) * c_out, c * c_in : (c + 1) * c_in, i, j] = mixture
         y.append(naive_conv(layer, sample, kernel))
     y = torch.stack(y)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
 
 @settings(deadline=None, max_examples=50)
-@given(case=conv_cases(), budget=st.sampled_from([1, 3]), ratio=st.sampled_from([1, 0.5]),
-       temperature=st.sampled_from([0.0, 0.3, 1.0]))
+@given(
+    case=conv_cases(),
+    budget=st.sampled_from([1, 3]),
+    ratio=st.sampled_from([1, 0.5]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0]),
+)
 def test_matches_the_paper(case, budget, ratio, temperature):
     layer = KWConv2d(**case['conv'], budget=budget, cell_out_ratio=ratio, temperature=temperature)
     assert_same_as(layer, naive_kw_conv, case)
@@ -86,11 +86,20 @@ def test_basis_expands_to_the_other_layers_cells(batch, ratio):
             torch.testing.assert_close(actual[i, m], (z / (z.abs().sum() + 1e-3))[:-1])
 
 
-@pytest.mark.parametrize('arch, scale, published', [
-    ('resnet18', '1/2x', 7.43), ('resnet18', '1x', 11.93), ('resnet18', '2x', 23.24), ('resnet18', '4x', 45.86),
-    ('resnet50', '1/2x', 17.64), ('resnet50', '1x', 28.05), ('resnet50', '4x', 102.02),
-    ('mobilenet_v2', '1x', 5.17), ('mobilenet_v2', '4x', 11.38)
-])
+@pytest.mark.parametrize(
+    'arch, scale, published',
+    [
+        ('resnet18', '1/2x', 7.43),
+        ('resnet18', '1x', 11.93),
+        ('resnet18', '2x', 23.24),
+        ('resnet18', '4x', 45.86),
+        ('resnet50', '1/2x', 17.64),
+        ('resnet50', '1x', 28.05),
+        ('resnet50', '4x', 102.02),
+        ('mobilenet_v2', '1x', 5.17),
+        ('mobilenet_v2', '4x', 11.38),
+    ],
+)
 def test_published_parameters(arch, scale, published):
     with torch.device('meta'):
         net = swap_convs(NETS[arch](), dict(type='KWConv2d', **PRESETS[arch][scale]))
@@ -125,8 +134,7 @@ def test_static_checkpoint_gives_the_static_output_at_full_temperature(budget):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('change', [copy.deepcopy, lambda net: ExponentialMovingAverage(net).module],
-                         ids=['deepcopy', 'ema'])
+@pytest.mark.parametrize('change', [copy.deepcopy, lambda net: ExponentialMovingAverage(net).module], ids=['deepcopy', 'ema'])
 def test_a_copy_has_warehouses_of_its_own(change):
     net, x = small_net(), torch.randn(1, 3, 32, 32)
     expected, twin = net(x), change(net)
@@ -172,10 +180,10 @@ def test_every_cell_is_drawn_also_after_the_init_of_mmengine(again):
         net.init_weights()
     for layer in net.modules():
         if isinstance(layer, KWConv2d):
-            own = layer.cells[layer.place.start:layer.place.start + layer.place.owned]
-            assert own.std().item() == pytest.approx((2 / (own.shape[0] * own.shape[1]))**0.5, rel=0.15)
+            own = layer.cells[layer.place.start : layer.place.start + layer.place.owned]
+            assert own.std().item() == pytest.approx((2 / (own.shape[0] * own.shape[1])) ** 0.5, rel=0.15)
             fc1 = layer.attention.fc1.weight
-            assert fc1.std().item() == pytest.approx((2 / len(fc1))**0.5, rel=0.15)
+            assert fc1.std().item() == pytest.approx((2 / len(fc1)) ** 0.5, rel=0.15)
 
 
 def test_chunks_of_a_batch_give_the_batch(monkeypatch):

@@ -53,8 +53,13 @@ def test_mobilenet_groups_follow_the_authors():
     assert len(groups) == 13 and groups['conv1'] == ['conv1.conv']
     assert groups['layer1.depthwise'] == ['layer1.0.depthwise_conv.conv', 'layer2.0.depthwise_conv.conv']
     assert groups['layer6'] == [
-        'layer6.1.expand_conv.conv', 'layer6.1.linear_conv.conv', 'layer6.2.expand_conv.conv',
-        'layer6.2.linear_conv.conv', 'layer7.0.expand_conv.conv', 'layer7.0.linear_conv.conv', 'conv2.conv'
+        'layer6.1.expand_conv.conv',
+        'layer6.1.linear_conv.conv',
+        'layer6.2.expand_conv.conv',
+        'layer6.2.linear_conv.conv',
+        'layer7.0.expand_conv.conv',
+        'layer7.0.linear_conv.conv',
+        'conv2.conv',
     ]
     by_role = group_convs(convs_of(MobileNetV2()), 'role')
     assert len(by_role) == 19 and by_role['layer6.linear_conv'][-1] == 'conv2.conv'
@@ -62,16 +67,32 @@ def test_mobilenet_groups_follow_the_authors():
 
 def test_groups_of_mmsegs_mobilenet_are_those_of_mmdets_without_the_last_convolution():
     nets = [MobileNetV2(), SegMobileNetV2()]
-    det, seg = ([sorted(convs_of(net)[path].weight.shape for path in paths if path != 'conv2.conv')
-                 for paths in group_convs(convs_of(net), 'role').values()] for net in nets)
+    det, seg = (
+        [
+            sorted(convs_of(net)[path].weight.shape for path in paths if path != 'conv2.conv')
+            for paths in group_convs(convs_of(net), 'role').values()
+        ]
+        for net in nets
+    )
     assert det == seg
 
 
 def test_stages_of_a_detector_and_other_modules():
-    convs = {path: nn.Conv2d(8, 8, 3) for path in ('backbone.layer1.0.conv2', 'backbone.layer2.0.conv1',
-                                                   'neck.lateral_convs.0.conv', 'neck.lateral_convs.1.conv', 'head.cls')}
-    assert list(group_convs(convs).values()) == [['backbone.layer1.0.conv2', 'backbone.layer2.0.conv1'],
-                                                 ['neck.lateral_convs.0.conv', 'neck.lateral_convs.1.conv'], ['head.cls']]
+    convs = {
+        path: nn.Conv2d(8, 8, 3)
+        for path in (
+            'backbone.layer1.0.conv2',
+            'backbone.layer2.0.conv1',
+            'neck.lateral_convs.0.conv',
+            'neck.lateral_convs.1.conv',
+            'head.cls',
+        )
+    }
+    assert list(group_convs(convs).values()) == [
+        ['backbone.layer1.0.conv2', 'backbone.layer2.0.conv1'],
+        ['neck.lateral_convs.0.conv', 'neck.lateral_convs.1.conv'],
+        ['head.cls'],
+    ]
     assert len(group_convs(convs, 'layer')) == 5
 
 
@@ -82,16 +103,19 @@ def test_values_by_pattern():
         value_for({'layer6': 1}, 'layer1', 'budget')
 
 
-@pytest.mark.parametrize('shapes, options, message', [
-    ({'a': (8, 8, 3, 3)}, dict(budget=0), 'budget=0 must be a whole number'),
-    ({'a': (8, 8, 3, 3)}, dict(budget=1.5), 'budget=1.5 must be a whole number'),
-    ({'a': (8, 8, 3, 3)}, dict(budget=0.3), 'budget=0.3'),
-    ({'a': (8, 8, 3, 3)}, dict(budget=0.5), 'needs 2 mixtures per cell, but the kernel of a consists of 9'),
-    ({'a': (8, 6, 1, 1)}, dict(cell_in_ratio=0.7), 'cells of 4 channels, which do not divide the 6'),
-    ({'a': (8, 8, 1, 1)}, dict(cell_out_ratio=-1), 'cell_out_ratio=-1 must be positive'),
-    ({'a': (64, 64, 3, 3), 'b': (64, 64, 3, 3), 'odd': (63, 61, 1, 1)}, {}, r'3 layers .* odd \(63, 61, 1, 1\) has least'),
-    ({'alone': (64, 64, 3, 3)}, dict(cell_in_ratio=0.01, cell_out_ratio=0.01), 'it is the only one'),
-])
+@pytest.mark.parametrize(
+    'shapes, options, message',
+    [
+        ({'a': (8, 8, 3, 3)}, dict(budget=0), 'budget=0 must be a whole number'),
+        ({'a': (8, 8, 3, 3)}, dict(budget=1.5), 'budget=1.5 must be a whole number'),
+        ({'a': (8, 8, 3, 3)}, dict(budget=0.3), 'budget=0.3'),
+        ({'a': (8, 8, 3, 3)}, dict(budget=0.5), 'needs 2 mixtures per cell, but the kernel of a consists of 9'),
+        ({'a': (8, 6, 1, 1)}, dict(cell_in_ratio=0.7), 'cells of 4 channels, which do not divide the 6'),
+        ({'a': (8, 8, 1, 1)}, dict(cell_out_ratio=-1), 'cell_out_ratio=-1 must be positive'),
+        ({'a': (64, 64, 3, 3), 'b': (64, 64, 3, 3), 'odd': (63, 61, 1, 1)}, {}, r'3 layers .* odd \(63, 61, 1, 1\) has least'),
+        ({'alone': (64, 64, 3, 3)}, dict(cell_in_ratio=0.01, cell_out_ratio=0.01), 'it is the only one'),
+    ],
+)
 def test_refuses(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         plan_warehouse(shapes, **options)

@@ -1,4 +1,5 @@
 """Convolutions with kernels mixed from a bank: gradients against autograd's on the plain formula, and what they keep."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,16 @@ STRATEGIES = ['loop', 'grouped', 'chunks', None]
 
 def make(batch=3, n=2, dtype=torch.double, kernel=3, device='cpu'):
     torch.manual_seed(0)
-    tensors = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
-               for shape in ((batch, 4, 6, 7), (batch, n), (n, 6, 4, kernel, kernel), (batch, 1, 1, kernel, kernel),
-                             (batch, 6, 4, 1, 1))]
+    tensors = [
+        torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+        for shape in (
+            (batch, 4, 6, 7),
+            (batch, n),
+            (n, 6, 4, kernel, kernel),
+            (batch, 1, 1, kernel, kernel),
+            (batch, 6, 4, 1, 1),
+        )
+    ]
     return tensors
 
 
@@ -27,7 +35,7 @@ def plain(x, attention, experts, *scales, **geometry):
         kernel = sum(attention[i, j] * experts[j] for j in range(len(experts)))
         for scale in scales:
             kernel = kernel * scale[i]
-        out.append(F.conv2d(x[i:i + 1], kernel, **geometry))
+        out.append(F.conv2d(x[i : i + 1], kernel, **geometry))
     return torch.cat(out)
 
 
@@ -43,12 +51,20 @@ def assert_same_gradients(y, expected, tensors):
 
 
 @settings(deadline=None, max_examples=40)
-@given(batch=st.integers(1, 5), n=st.integers(1, 4), scales=st.integers(0, 2), stride=st.integers(1, 2),
-       padding=st.integers(0, 2), dilation=st.integers(1, 2), kernel=st.sampled_from([1, 3]),
-       strategy=st.sampled_from(STRATEGIES), limit=st.sampled_from([1, 400, 10**9]),
-       frozen=st.sets(st.integers(0, 4), max_size=4))
+@given(
+    batch=st.integers(1, 5),
+    n=st.integers(1, 4),
+    scales=st.integers(0, 2),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    kernel=st.sampled_from([1, 3]),
+    strategy=st.sampled_from(STRATEGIES),
+    limit=st.sampled_from([1, 400, 10**9]),
+    frozen=st.sets(st.integers(0, 4), max_size=4),
+)
 def test_gradients_are_those_of_the_formula(batch, n, scales, stride, padding, dilation, kernel, strategy, limit, frozen):
-    tensors = make(batch, n, kernel=kernel)[:3 + scales]
+    tensors = make(batch, n, kernel=kernel)[: 3 + scales]
     for i in frozen:
         if i < len(tensors):
             tensors[i].requires_grad_(False)
@@ -113,10 +129,13 @@ def test_several_mixtures_per_sample():
     def place(mixed):
         return mixed.view(-1, 2, 6, 2, 3, 3).transpose(1, 2).flatten(2, 3)
 
-    kernels = torch.stack([
-        torch.cat([sum(attention[i, m, j] * bank[j] for j in range(3)).view(6, 2, 3, 3) for m in range(2)], dim=1)
-        for i in range(3)])
-    expected = torch.cat([F.conv2d(x[i:i + 1], kernels[i]) for i in range(3)])
+    kernels = torch.stack(
+        [
+            torch.cat([sum(attention[i, m, j] * bank[j] for j in range(3)).view(6, 2, 3, 3) for m in range(2)], dim=1)
+            for i in range(3)
+        ]
+    )
+    expected = torch.cat([F.conv2d(x[i : i + 1], kernels[i]) for i in range(3)])
     y = bank_conv2d(x, attention, bank, place, (6, 4, 3, 3))
     torch.testing.assert_close(y, expected)
     tensors = (x, attention, bank)

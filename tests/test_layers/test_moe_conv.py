@@ -16,9 +16,9 @@ def naive_moe_conv(layer, x):
     outputs = []
     for sample in x:
         pooled = sample.mean((1, 2))
-        pooled = (pooled - pooled.mean()) / ((pooled - pooled.mean()).square().mean() + 1e-5).sqrt() / len(pooled)**0.5
+        pooled = (pooled - pooled.mean()) / ((pooled - pooled.mean()).square().mean() + 1e-5).sqrt() / len(pooled) ** 0.5
         p = torch.softmax(layer.gate.weight @ pooled + layer.gate.bias, 0)
-        chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[:layer.top_k]
+        chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[: layer.top_k]
         outputs.append(sum((p[e] if e in chosen else 0) * naive_conv(layer, sample, layer.weight[e]) for e in range(len(p))))
     y = torch.stack(outputs)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
@@ -49,7 +49,7 @@ def test_equally_probable_experts_take_turns(top_k):
     p = torch.full((3, 4), 0.25)
     weights, chosen = most_probable(p, torch.tensor([0.4, 0.1, 0.3, 0.2]), top_k)
     assert chosen.tolist() == [[1, 3][:top_k]] * 3 and weights.eq(0.25).all()
-    assert most_probable(p, torch.full((4, ), 0.25), top_k)[1].tolist() == [[0, 1][:top_k]] * 3
+    assert most_probable(p, torch.full((4,), 0.25), top_k)[1].tolist() == [[0, 1][:top_k]] * 3
     p = torch.tensor([[0.4, 0.1, 0.4, 0.1], [0.1, 0.2, 0.3, 0.4]])
     assert most_probable(p, torch.tensor([0.4, 0.1, 0.3, 0.2]), 1)[1].tolist() == [[2], [3]]
 
@@ -91,7 +91,7 @@ def test_experts_that_start_as_one_static_kernel_part_for_two_kinds_of_images():
 @settings(deadline=None, max_examples=30)
 @given(n=st.integers(1, 6), batch=st.integers(1, 5))
 def test_balance_loss_is_one_when_balanced_and_n_when_collapsed(n, batch):
-    even, one_hot = torch.full((n, ), 1 / n), torch.eye(n)[0]
+    even, one_hot = torch.full((n,), 1 / n), torch.eye(n)[0]
     p = torch.randn(batch, n).softmax(1)
     assert balance_loss(p, even).item() == pytest.approx(1, abs=1e-5)
     assert balance_loss(one_hot.expand(batch, n), one_hot).item() == pytest.approx(n)
@@ -102,11 +102,11 @@ def test_share_is_the_running_part_of_the_assignments():
     layer = MoEConv2d(4, 4, 1, num_experts=3, top_k=1).train()
     with torch.no_grad():
         layer.gate.weight.zero_()
-        layer.gate.bias.copy_(torch.tensor([0., 5., 0.]))
+        layer.gate.bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
     with collect_balance_losses(moe_layers(layer)) as total:
         layer(torch.randn(2, 4, 3, 3))
-        p = torch.tensor([0., 5., 0.]).softmax(0)
-        share = (1 - SHARE_STEP) * torch.full((3, ), 1 / 3) + SHARE_STEP * torch.tensor([0., 1., 0.])
+        p = torch.tensor([0.0, 5.0, 0.0]).softmax(0)
+        share = (1 - SHARE_STEP) * torch.full((3,), 1 / 3) + SHARE_STEP * torch.tensor([0.0, 1.0, 0.0])
         torch.testing.assert_close(layer.share, share)
         torch.testing.assert_close(total().item(), 3 * (share @ p).item())
     layer(torch.randn(2, 4, 3, 3))
@@ -158,13 +158,16 @@ def test_a_layer_that_a_head_uses_at_several_levels_counts_once():
     assert loss.item() == pytest.approx(1, abs=0.1) and layer.gate.weight.grad is not None
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(num_experts=0), 'num_experts=0 must be a whole number'),
-    (dict(num_experts=4, top_k=5), 'top_k=5 must be a whole number between 1 and num_experts=4'),
-    (dict(top_k=0), 'top_k=0'),
-    (dict(top_k=1.5), 'top_k=1.5'),
-    (dict(groups=3), 'divisible by groups'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(num_experts=0), 'num_experts=0 must be a whole number'),
+        (dict(num_experts=4, top_k=5), 'top_k=5 must be a whole number between 1 and num_experts=4'),
+        (dict(top_k=0), 'top_k=0'),
+        (dict(top_k=1.5), 'top_k=1.5'),
+        (dict(groups=3), 'divisible by groups'),
+    ],
+)
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         MoEConv2d(4, 4, 3, **options)

@@ -1,10 +1,11 @@
 """Parameters of the paper nets (ImageNet head included) against the figures the papers print, in millions."""
+
 import pytest
 from mmdet.models import MobileNetV2, ResNet
 
 from mmkerneldna.layers import DCDConv2d, FDConv2d, swap_convs
 
-NETS = {'r18': lambda: ResNet(18), 'r50': lambda: ResNet(50), 'mv2': lambda: MobileNetV2(out_indices=(7, ))}
+NETS = {'r18': lambda: ResNet(18), 'r50': lambda: ResNet(50), 'mv2': lambda: MobileNetV2(out_indices=(7,))}
 FEATURES = {'r18': 512, 'r50': 2048, 'mv2': 1280}
 
 
@@ -32,30 +33,36 @@ def dcd_extras(net: str) -> int:
     return 2 * features * 32 + 2 * 32 * 1000 + 32 * 32 + 32 * 32**2 + 4 * 32
 
 
-@pytest.mark.parametrize('net, conv, extras, published', [
-    ('r18', dict(type='ODConv2d', num_experts=4), None, 44.90),
-    ('r50', dict(type='ODConv2d', num_experts=1), None, 28.64),
-    ('r50', dict(type='ODConv2d', num_experts=4), None, 90.67),
-    ('mv2', dict(type='ODConv2d', num_experts=1), None, 4.94),
-    ('mv2', dict(type='ODConv2d', num_experts=4), None, 11.51),
-    ('r18', dict(type='DyConv2d'), None, 45.47),
-    ('mv2', dict(type='DyConv2d'), None, 12.40),
-    ('r18', dict(type='CondConv2d'), cond_conv_extras, 81.35),
-    ('mv2', dict(type='CondConv2d'), cond_conv_extras, 22.88),
-    ('r18', dict(type='DCDConv2d', pool_size=2), dcd_extras, 14.70),
-    ('r50', dict(type='DCDConv2d'), dcd_extras, 29.84),
-    ('mv2', dict(type='DCDConv2d', form='mobilenet', reduction=16), None, 5.54),  # printed as 5.5; as the published weights
-])
+@pytest.mark.parametrize(
+    'net, conv, extras, published',
+    [
+        ('r18', dict(type='ODConv2d', num_experts=4), None, 44.90),
+        ('r50', dict(type='ODConv2d', num_experts=1), None, 28.64),
+        ('r50', dict(type='ODConv2d', num_experts=4), None, 90.67),
+        ('mv2', dict(type='ODConv2d', num_experts=1), None, 4.94),
+        ('mv2', dict(type='ODConv2d', num_experts=4), None, 11.51),
+        ('r18', dict(type='DyConv2d'), None, 45.47),
+        ('mv2', dict(type='DyConv2d'), None, 12.40),
+        ('r18', dict(type='CondConv2d'), cond_conv_extras, 81.35),
+        ('mv2', dict(type='CondConv2d'), cond_conv_extras, 22.88),
+        ('r18', dict(type='DCDConv2d', pool_size=2), dcd_extras, 14.70),
+        ('r50', dict(type='DCDConv2d'), dcd_extras, 29.84),
+        ('mv2', dict(type='DCDConv2d', form='mobilenet', reduction=16), None, 5.54),  # printed as 5.5; as the published weights
+    ],
+)
 def test_published_parameters(net, conv, extras, published):
     backbone = swap_convs(NETS[net](), conv)
     parameters = sum(p.numel() for p in backbone.parameters()) + head(net) + (extras(net) if extras else 0)
     assert parameters / 1e6 == pytest.approx(published, abs=0.006)
 
 
-@pytest.mark.parametrize('net, conv, millions', [
-    ('r18', dict(type='CondConv2d'), 77.768),  # published 81.35: see cond_conv_extras
-    ('r18', dict(type='DCDConv2d', pool_size=2), 14.573),  # published 14.70: see dcd_extras
-])
+@pytest.mark.parametrize(
+    'net, conv, millions',
+    [
+        ('r18', dict(type='CondConv2d'), 77.768),  # published 81.35: see cond_conv_extras
+        ('r18', dict(type='DCDConv2d', pool_size=2), 14.573),  # published 14.70: see dcd_extras
+    ],
+)
 def test_nets_whose_published_figure_counts_more_than_the_backbone(net, conv, millions):
     backbone = swap_convs(NETS[net](), conv)
     assert (sum(p.numel() for p in backbone.parameters()) + head(net)) / 1e6 == pytest.approx(millions, abs=0.001)

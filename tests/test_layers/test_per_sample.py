@@ -1,4 +1,5 @@
 """Kernels given per sample, and mixtures of kernels, however they are computed, against a loop over the samples."""
+
 import pytest
 import torch
 from conv_cases import conv_cases
@@ -18,7 +19,7 @@ def usable(kernels, padding, batch):
 
 def make_tensors(case, num_experts=3):
     conv, (batch, in_channels, *_) = case['conv'], case['shape']
-    kernel = conv['kernel_size'] if isinstance(conv['kernel_size'], tuple) else (conv['kernel_size'], ) * 2
+    kernel = conv['kernel_size'] if isinstance(conv['kernel_size'], tuple) else (conv['kernel_size'],) * 2
     x = torch.randn(case['shape'], dtype=torch.double, requires_grad=True)
     experts = torch.randn(num_experts, conv['out_channels'], in_channels // conv['groups'], *kernel, dtype=torch.double)
     attention = torch.randn(batch, num_experts, dtype=torch.double)
@@ -66,8 +67,9 @@ def test_scales_multiply_the_kernels(case, mixed):
     for strategy in usable(experts, case['conv']['padding'], len(x)):
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
-                y = mixture_conv2d(x, attention if mixed else None, experts, scales=[spatial, channel],
-                                   strategy=strategy, **geometry(case))
+                y = mixture_conv2d(
+                    x, attention if mixed else None, experts, scales=[spatial, channel], strategy=strategy, **geometry(case)
+                )
             torch.testing.assert_close(y, expected)
     assert torch.equal(experts, before)
 
@@ -147,5 +149,6 @@ def test_strategies_agree_on_a_gpu(kernel):
     experts = torch.randn(3, 6, 8, kernel, kernel, device='cuda')
     expected = mixture_conv2d(x.cpu(), attention.cpu(), experts.cpu(), strategy='loop')
     for strategy in [None, 'outputs', *usable(experts, 0, 4)]:
-        torch.testing.assert_close(mixture_conv2d(x, attention, experts, strategy=strategy).cpu(), expected, rtol=1e-2,
-                                   atol=1e-2)
+        torch.testing.assert_close(
+            mixture_conv2d(x, attention, experts, strategy=strategy).cpu(), expected, rtol=1e-2, atol=1e-2
+        )

@@ -21,9 +21,10 @@ def _batch_norm(channels=6):
 
 def test_larger_batches_are_plain_batch_norm():
     norm, x = _batch_norm(), torch.randn(5, 6, 1, 1)
-    torch.testing.assert_close(pooled_norm(norm, x),
-                               (x - x.mean(0)) / (x.var(0, unbiased=False) + norm.eps).sqrt() *
-                               norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1))
+    torch.testing.assert_close(
+        pooled_norm(norm, x),
+        (x - x.mean(0)) / (x.var(0, unbiased=False) + norm.eps).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1),
+    )
 
 
 def test_one_value_per_channel_uses_then_moves_running_stats():
@@ -34,7 +35,7 @@ def test_one_value_per_channel_uses_then_moves_running_stats():
     expected = (value - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
     torch.testing.assert_close(out.flatten(), expected)
     torch.testing.assert_close(norm.running_mean, 0.9 * mean + 0.1 * value)
-    torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1 * (value - mean)**2)
+    torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1 * (value - mean) ** 2)
     out.sum().backward()
     torch.testing.assert_close(x.grad.flatten(), (norm.weight / (var + norm.eps).sqrt()).detach())
 
@@ -76,7 +77,7 @@ def test_instance_norm_is_refused():
 def _frozen(batches, **cfg):
     """A fresh norm in evaluation mode after as many batches in a layer in training mode, and those batches."""
     norm = build_pooled_norm(dict(type='BN', **cfg), 3).eval()
-    data = [torch.randn(*shape) * 3 + torch.tensor([5., -1., 0.]).view(3, 1, 1) for shape in batches]
+    data = [torch.randn(*shape) * 3 + torch.tensor([5.0, -1.0, 0.0]).view(3, 1, 1) for shape in batches]
     return norm, data, [pooled_norm(norm, x, training=True) for x in data]
 
 
@@ -105,7 +106,7 @@ def test_a_frozen_fresh_norm_takes_single_images():
     torch.manual_seed(0)
     norm, data, outputs = _frozen([(1, 3, 1, 1)] * CALIBRATION_BATCHES)
     torch.testing.assert_close(norm.running_mean, torch.cat(data).mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.running_var, torch.full((3, ), 9.), rtol=0.35, atol=0)
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 9.0), rtol=0.35, atol=0)
     assert max(y.abs().max() for y in outputs) < 10
 
 

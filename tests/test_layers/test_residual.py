@@ -1,4 +1,5 @@
 """The low-rank residual of a child's kernel, and children without a spatial scale."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,9 @@ def kernel_by_loops(child):
             i, y, x = column // 9, column % 9 // 3, column % 3
             scale = 1 if child.spatial_scale is None else 1 + child.spatial_scale[0, 0, y, x]
             kernel[o, i, y, x] = child.weight[o, i, y, x] * (1 + child.filter_scale[o, 0, 0, 0]) * scale
-            kernel[o, i, y, x] += sum(child.residual_b[o, r] * child.residual_a[r, column]
-                                      for r in range(child.residual_a.shape[0]))
+            kernel[o, i, y, x] += sum(
+                child.residual_b[o, r] * child.residual_a[r, column] for r in range(child.residual_a.shape[0])
+            )
     return kernel
 
 
@@ -48,12 +50,24 @@ def test_equals_the_formula(groups, spatial_scale, padding_mode):
 
 
 @settings(deadline=None, max_examples=25)
-@given(kernel=st.sampled_from([1, 3]), groups=st.sampled_from([1, 2]), rank=st.integers(1, 4), spatial=st.booleans(),
-       frozen=st.sets(st.integers(0, 6)))
+@given(
+    kernel=st.sampled_from([1, 3]),
+    groups=st.sampled_from([1, 2]),
+    rank=st.integers(1, 4),
+    spatial=st.booleans(),
+    frozen=st.sets(st.integers(0, 6)),
+)
 def test_gradients_equal_those_of_the_plain_formula(kernel, groups, rank, spatial, frozen):
     torch.manual_seed(0)
-    shapes = [(2, 4, 7, 6), (2, 4, 1, 1), (6, 4 // groups, kernel, kernel), (6, 1, 1, 1), (1, 1, kernel, kernel), (6, rank),
-              (rank, 4 // groups * kernel**2)]
+    shapes = [
+        (2, 4, 7, 6),
+        (2, 4, 1, 1),
+        (6, 4 // groups, kernel, kernel),
+        (6, 1, 1, 1),
+        (1, 1, kernel, kernel),
+        (6, rank),
+        (rank, 4 // groups * kernel**2),
+    ]
     parts = [torch.randn(s, dtype=torch.double, requires_grad=i not in frozen - {6}) for i, s in enumerate(shapes)]
     x, gate, weight, filter_scale, spatial_scale, b, a = parts
     if not spatial:
@@ -188,7 +202,8 @@ def kept_bytes(child, x):
     """Bytes that autograd keeps beside parameters, buffers and the input."""
     storages = {}
     with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: storages.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
+        lambda t: storages.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+    ):
         y = child(x)  # noqa: F841  (keeps the graph, and so the storages, alive)
     known = {t.untyped_storage().data_ptr() for t in (x, *child.parameters(), *child.buffers())}
     return sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in known)

@@ -1,4 +1,5 @@
 """Every rival, built from a static checkpoint: the features it starts at, that it learns from there, and what is left alone."""
+
 import copy
 
 import pytest

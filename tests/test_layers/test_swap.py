@@ -27,8 +27,13 @@ def small_resnet(**options):
 
 
 def test_a_config_builds_the_inner_module_with_swapped_convs():
-    cfg = dict(type='DynamicConvs', conv=OD, include=['layer3.*.conv2'], exclude=['layer3.1.*'],
-               module=dict(type='mmdet.ResNet', depth=18, base_channels=16, norm_eval=False))
+    cfg = dict(
+        type='DynamicConvs',
+        conv=OD,
+        include=['layer3.*.conv2'],
+        exclude=['layer3.1.*'],
+        module=dict(type='mmdet.ResNet', depth=18, base_channels=16, norm_eval=False),
+    )
     net = MODELS.build(cfg)
     assert type(net) is ResNet and dynamic_paths(net) == ['layer3.0.conv2']
     net.init_weights()
@@ -37,8 +42,15 @@ def test_a_config_builds_the_inner_module_with_swapped_convs():
 
 
 def test_injected_arguments_reach_the_inner_module():
-    net = MODELS.build(dict(type='DynamicConvs', conv=OD, include=['*'], num_outs=3,
-                            module=dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=8)))
+    net = MODELS.build(
+        dict(
+            type='DynamicConvs',
+            conv=OD,
+            include=['*'],
+            num_outs=3,
+            module=dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=8),
+        )
+    )
     assert isinstance(net, FPN) and net.num_outs == 3
     assert len(dynamic_paths(net)) == 4
 
@@ -47,8 +59,17 @@ def test_geometry_mode_and_bias_are_kept():
     old = nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), (2, 1), 2, bias=True, padding_mode='reflect')
     net = nn.Sequential(old, nn.ReLU()).double().eval()
     new = swap_convs(net, OD, ['0'])[0]
-    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
-                 'padding_mode', 'training'):
+    for name in (
+        'in_channels',
+        'out_channels',
+        'kernel_size',
+        'stride',
+        'padding',
+        'dilation',
+        'groups',
+        'padding_mode',
+        'training',
+    ):
         assert getattr(new, name) == getattr(old, name), name
     assert new.bias is not None and new.weight.dtype == torch.double
     x = torch.randn(2, 4, 9, 9).double()
@@ -61,17 +82,20 @@ def test_globs_and_regular_expressions_select_the_same():
     assert dynamic_paths(globbed) == dynamic_paths(matched) == [f'layer{i}.{j}.conv2' for i in (3, 4) for j in (0, 1)]
 
 
-@pytest.mark.parametrize('kind, net, count, first, absent', [
-    ('ODConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
-    ('SEConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
-    ('DCDConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
-    ('DyConv2d', small_resnet, 19, 'layer1.0.conv1', 'conv1'),
-    ('CondConv2d', small_resnet, 6, 'layer3.1.conv1', 'layer3.0.conv1'),
-    ('CondConv2d', lambda: ResNet(50, base_channels=8), 9, 'layer4.0.conv1', 'layer3.5.conv1'),
-    ('ODConv2d', lambda: MobileNetV2(0.25), 51, 'layer1.0.depthwise_conv.conv', 'conv1.conv'),
-    ('DCDConv2d', lambda: MobileNetV2(0.25), 32, 'layer2.0.expand_conv.conv', 'layer1.0.linear_conv.conv'),
-    ('ODConv2d', lambda: ResNetV1c(depth=18, base_channels=16), 16, 'layer1.0.conv1', 'stem.0'),
-])
+@pytest.mark.parametrize(
+    'kind, net, count, first, absent',
+    [
+        ('ODConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+        ('SEConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+        ('DCDConv2d', small_resnet, 16, 'layer1.0.conv1', 'layer2.0.downsample.0'),
+        ('DyConv2d', small_resnet, 19, 'layer1.0.conv1', 'conv1'),
+        ('CondConv2d', small_resnet, 6, 'layer3.1.conv1', 'layer3.0.conv1'),
+        ('CondConv2d', lambda: ResNet(50, base_channels=8), 9, 'layer4.0.conv1', 'layer3.5.conv1'),
+        ('ODConv2d', lambda: MobileNetV2(0.25), 51, 'layer1.0.depthwise_conv.conv', 'conv1.conv'),
+        ('DCDConv2d', lambda: MobileNetV2(0.25), 32, 'layer2.0.expand_conv.conv', 'layer1.0.linear_conv.conv'),
+        ('ODConv2d', lambda: ResNetV1c(depth=18, base_channels=16), 16, 'layer1.0.conv1', 'stem.0'),
+    ],
+)
 def test_paper_patterns(kind, net, count, first, absent):
     net = swap_convs(net(), dict(type=kind))
     paths = dynamic_paths(net, MODELS.get(kind))
@@ -101,8 +125,12 @@ def test_a_static_checkpoint_loads_into_a_swapped_net():
 def test_the_inner_init_cfg_seeds_the_experts(tmp_path):
     static = small_resnet()
     torch.save(static.state_dict(), tmp_path / 'static.pth')
-    inner = dict(type='mmdet.ResNet', depth=18, base_channels=16,
-                 init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'static.pth')))
+    inner = dict(
+        type='mmdet.ResNet',
+        depth=18,
+        base_channels=16,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'static.pth')),
+    )
     net = MODELS.build(dict(type='DynamicConvs', module=inner, conv=dict(type='DyConv2d')))
     net.init_weights()
     assert torch.equal(net.conv1.weight, static.conv1.weight)
@@ -121,7 +149,7 @@ def test_a_detector_trains_on_one_image(kind):
         detector.init_weights()
         detector.train()
         sample = DetDataSample(metainfo=dict(img_shape=(64, 64), batch_input_shape=(64, 64), pad_shape=(64, 64)))
-        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.tensor([1]))
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([1]))
         losses, _ = detector.parse_losses(detector.loss(torch.randn(1, 3, 64, 64), [sample]))
     assert torch.isfinite(losses)
     losses.backward()
@@ -133,12 +161,12 @@ def test_the_log_is_a_table():
     head, row = table.split('\n')
     size = sum(p.numel() for p in new.parameters())
     assert head == f'1 convolution -> ODConv2d, 0.04 M -> {size / 1e6:.2f} M parameters'
-    assert row.split() == ['layer1.0.conv1', '64', '->', '64', '3x3', 'stride', '2', 'groups', '1', '36,864', '->',
-                           f'{size:,}']
+    assert row.split() == ['layer1.0.conv1', '64', '->', '64', '3x3', 'stride', '2', 'groups', '1', '36,864', '->', f'{size:,}']
 
 
 class Grouped(nn.Conv2d):
     """A layer whose instances depend on one another."""
+
     built = None
 
     @classmethod
@@ -206,8 +234,9 @@ def test_a_net_of_1x1_convs_gives_those_behind_the_stem_and_no_attention():
 
 
 def test_the_offsets_of_deformable_convs_stay():
-    net = swap_convs(ResNet(50, base_channels=8, dcn=dict(type='DCNv2', deform_groups=1),
-                            stage_with_dcn=(False, True, False, False)), OD)
+    net = swap_convs(
+        ResNet(50, base_channels=8, dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, False, False)), OD
+    )
     paths = dynamic_paths(net)
     assert 'layer2.0.conv1' in paths and not any('conv2' in path for path in paths if path.startswith('layer2'))
     assert net.layer2[0].conv2.conv_offset.weight.abs().sum() == 0
@@ -248,10 +277,12 @@ def test_a_wrong_conv_config():
 
 def test_frozen_stages_are_warned_of(monkeypatch):
     messages = []
-    monkeypatch.setattr('mmkerneldna.layers.swap.print_log',
-                        lambda message, logger=None, level=logging.INFO: messages.append((level, message)))
+    monkeypatch.setattr(
+        'mmkerneldna.layers.swap.print_log', lambda message, logger=None, level=logging.INFO: messages.append((level, message))
+    )
     swap_convs(small_resnet(frozen_stages=1), OD)
     assert [message for level, message in messages if level == logging.WARNING] == [
         '4 swapped convolutions lie in frozen stages (layer1.0.conv1, ...): their attention will not train either. '
-        'Lower frozen_stages, or exclude them from the swap']
+        'Lower frozen_stages, or exclude them from the swap'
+    ]
     assert 'layer1.0.conv1' in messages[0][1] and messages[0][0] == logging.INFO

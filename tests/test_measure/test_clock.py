@@ -1,4 +1,5 @@
 """What one sample holds, and which samples count as disturbed. No test relies on the machine being idle."""
+
 import time
 
 import pytest
@@ -30,19 +31,22 @@ def test_systems_without_a_queue_time(monkeypatch):
     assert sample(lambda: None).queued == 0
 
 
-@pytest.mark.parametrize('samples, device, reason', [
-    ([Sample(100, 199, 1)] * 3, 'cpu', ''),
-    ([Sample(100, 100, 0)] * 3, 'cpu', ''),
-    # one of two threads had to wait, the other spun: processor time alone shows nothing
-    ([Sample(100, 150, 50)] * 3, 'cpu', 'threads waited 50.0 ms for a processor in a call of 100.0 ms'),
-    ([Sample(100, 150, 50)] * 3, 'cuda', 'threads waited 50.0 ms for a processor in a call of 100.0 ms'),
-    ([Sample(100, 40, 0)] * 3, 'cpu', 'the process had a processor for 40% of the time'),
-    ([Sample(100, 40, 0)] * 3, 'cuda', ''),  # it waits for the device
-    ([Sample(0.1, 0.1, 0.05)] * 3, 'cpu', ''),  # woken up, not held up
-    ([Sample(w, w, 0) for w in (10, 31, 32)], 'cpu', 'the median of 31.0 ms is 3.1 times the fastest repeat'),
-    ([Sample(w, w, 0) for w in (10, 11, 500)], 'cpu', ''),  # one outlier
-    ([Sample(0, 0, 0)], 'cpu', ''),  # a clock too coarse to tell
-])
+@pytest.mark.parametrize(
+    'samples, device, reason',
+    [
+        ([Sample(100, 199, 1)] * 3, 'cpu', ''),
+        ([Sample(100, 100, 0)] * 3, 'cpu', ''),
+        # one of two threads had to wait, the other spun: processor time alone shows nothing
+        ([Sample(100, 150, 50)] * 3, 'cpu', 'threads waited 50.0 ms for a processor in a call of 100.0 ms'),
+        ([Sample(100, 150, 50)] * 3, 'cuda', 'threads waited 50.0 ms for a processor in a call of 100.0 ms'),
+        ([Sample(100, 40, 0)] * 3, 'cpu', 'the process had a processor for 40% of the time'),
+        ([Sample(100, 40, 0)] * 3, 'cuda', ''),  # it waits for the device
+        ([Sample(0.1, 0.1, 0.05)] * 3, 'cpu', ''),  # woken up, not held up
+        ([Sample(w, w, 0) for w in (10, 31, 32)], 'cpu', 'the median of 31.0 ms is 3.1 times the fastest repeat'),
+        ([Sample(w, w, 0) for w in (10, 11, 500)], 'cpu', ''),  # one outlier
+        ([Sample(0, 0, 0)], 'cpu', ''),  # a clock too coarse to tell
+    ],
+)
 def test_what_is_disturbed(samples, device, reason):
     assert disturbance(samples, device) == reason
 

@@ -1,4 +1,5 @@
 """Multiply-accumulates and parameters against closed formulas and the figures of the papers."""
+
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,9 @@ def test_params_in_millions():
     assert round(known.unique_params_m + (512 * 1000 + 1000) / 1e6, 2) == 11.69
 
 
-@pytest.mark.parametrize('name', ['configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py',
-                                  'configs/shapes/upernet_kdna-r18_shapes.py'])
+@pytest.mark.parametrize(
+    'name', ['configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py', 'configs/shapes/upernet_kdna-r18_shapes.py']
+)
 def test_whole_model_counts_every_conv_and_linear(name):
     model = build_from_config(Config.fromfile(ROOT / name))
     counted = []

@@ -1,4 +1,5 @@
 """Rows of a benchmark: numbers in their cells, failures named, the rest goes on."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -29,8 +30,11 @@ WORKLOADS = [Workload(1, (8, 10)), Workload(4, (8, 10))]
 
 def test_cells(monkeypatch):
     medians = dict(small=10.0, large=25.0)
-    monkeypatch.setattr(benchmark, 'time_interleaved', lambda calls, device, repeats, warmup:
-                        {name: Timing(medians[name], 30.0, repeats) for name in calls})
+    monkeypatch.setattr(
+        benchmark,
+        'time_interleaved',
+        lambda calls, device, repeats, warmup: {name: Timing(medians[name], 30.0, repeats) for name in calls},
+    )
     subjects = [Subject('small', lambda: nn.Conv2d(3, 2, 1)), Subject('large', lambda: nn.Conv2d(3, 4, 3, padding=1))]
     rows = Benchmark(subjects, WORKLOADS, repeats=2).run(train_step=True)
     assert [(row['name'], row['batch']) for row in rows] == [('small', 1), ('large', 1), ('small', 4), ('large', 4)]
@@ -46,10 +50,14 @@ def test_cells(monkeypatch):
 
 
 def test_failures_are_named_and_the_rest_goes_on():
-    subjects = [Subject('good', lambda: nn.Conv2d(3, 2, 1)), Subject('missing', no_such_net),
-                Subject('hungry', lambda: Hungry(3, 2, 1))]
-    rows = {(row['name'], row['batch']): row
-            for row in Benchmark(subjects, WORKLOADS, repeats=2, warmup=1).run(train_step=True)}
+    subjects = [
+        Subject('good', lambda: nn.Conv2d(3, 2, 1)),
+        Subject('missing', no_such_net),
+        Subject('hungry', lambda: Hungry(3, 2, 1)),
+    ]
+    rows = {
+        (row['name'], row['batch']): row for row in Benchmark(subjects, WORKLOADS, repeats=2, warmup=1).run(train_step=True)
+    }
     assert len(rows) == 6
     for batch in (1, 4):
         assert rows['good', batch]['error'] is None and rows['good', batch]['latency_ratio'] == 1
@@ -77,7 +85,7 @@ def test_what_is_prepared_is_timed_and_what_was_built_is_counted():
         stand_in.register_forward_hook(lambda *_: ran.append(workload.batch))
         return stand_in
 
-    row, = Benchmark([Subject('net', lambda: nn.Conv2d(3, 2, 1))], WORKLOADS[1:], prepare, 3, 0).run()
+    (row,) = Benchmark([Subject('net', lambda: nn.Conv2d(3, 2, 1))], WORKLOADS[1:], prepare, 3, 0).run()
     assert ran == [4] * 4  # three rounds and the memory
     assert row['unique_params_m'] == (3 * 2 + 2) / 1e6
 
@@ -85,7 +93,8 @@ def test_what_is_prepared_is_timed_and_what_was_built_is_counted():
 def test_rows_are_handed_out_after_each_workload():
     seen = []
     Benchmark([Subject('net', lambda: nn.Conv2d(3, 2, 1))], WORKLOADS, repeats=1, warmup=0).run(
-        progress=lambda rows: seen.append(len(rows)))
+        progress=lambda rows: seen.append(len(rows))
+    )
     assert seen == [1, 2]
 
 

@@ -1,4 +1,5 @@
 """Detectors with random weights and another backbone do the same second stage, and are left as they were."""
+
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def rois_and_results(model, workload):
     """(n, 5) batch index and box, in the order in which they reach the RoI extractor; detections per image."""
     with inputs_of(model.roi_head.bbox_roi_extractor) as seen:
         results = [sample.pred_instances for sample in inference_call(model, workload)()]
-    (_, rois), = seen
+    ((_, rois),) = seen
     return rois, results
 
 
@@ -196,8 +197,8 @@ def test_masks():
     for name in BACKBONES[:2]:
         model = detector(name, 'mask_rcnn/mask-rcnn_r18_fpn_1x_coco.py')
         with inputs_of(model.roi_head.mask_roi_extractor) as seen, inputs_of(model.roi_head.mask_head) as features:
-            result, = inference_call(model, Workload(1, SIZE, proposals=COUNT))()
-        (_, boxes), = seen
+            (result,) = inference_call(model, Workload(1, SIZE, proposals=COUNT))()
+        ((_, boxes),) = seen
         heads[name] = boxes
         assert len(features[0][0]) == len(boxes) == len(result.pred_instances) > 20
         assert result.pred_instances.masks.shape == (len(boxes), *SIZE)

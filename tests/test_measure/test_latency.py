@@ -1,4 +1,5 @@
 """The order of calls, the statistics and the failures; never the times."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mmkerneldna.measure.latency import Failure, Timing, attempt, interleaved_sa
 def test_calls_take_turns_and_the_first_place_rotates():
     order = []
     time_interleaved({name: lambda name=name: order.append(name) for name in 'abc'}, repeats=2, warmup=1)
-    assert ''.join(order) == 'abc' 'bca' 'cab'
+    assert ''.join(order) == 'abcbcacab'
 
 
 def test_warm_up_is_not_timed():
@@ -46,12 +47,15 @@ def test_a_failure_in_a_timed_round_is_a_failure():
     assert time_interleaved({'a': fragile}, repeats=3, warmup=1)['a'] == Failure('ValueError', 'worn out')
 
 
-@pytest.mark.parametrize('error, kind', [
-    (MemoryError(), 'OOM'),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 'OOM'),
-    (RuntimeError('mat1 and mat2 shapes cannot be multiplied'), 'RuntimeError'),
-    (KeyError('x'), 'KeyError'),
-])
+@pytest.mark.parametrize(
+    'error, kind',
+    [
+        (MemoryError(), 'OOM'),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 'OOM'),
+        (RuntimeError('mat1 and mat2 shapes cannot be multiplied'), 'RuntimeError'),
+        (KeyError('x'), 'KeyError'),
+    ],
+)
 def test_kind_of_a_failure(error, kind):
     def call():
         raise error
@@ -105,12 +109,15 @@ class Machine:
         return Sample(taken, taken)
 
 
-@pytest.mark.parametrize('each, budget, warmup, repeats', [
-    (100, 20, 3, 10),  # all fit
-    (2000, 20, 3, 7),  # three to warm up, seven more until 20 s
-    (4000, 20, 2, 3),  # warming up ends at half of the budget
-    (30000, 20, 1, 1),  # one call to warm up and one that counts
-])
+@pytest.mark.parametrize(
+    'each, budget, warmup, repeats',
+    [
+        (100, 20, 3, 10),  # all fit
+        (2000, 20, 3, 7),  # three to warm up, seven more until 20 s
+        (4000, 20, 2, 3),  # warming up ends at half of the budget
+        (30000, 20, 1, 1),  # one call to warm up and one that counts
+    ],
+)
 def test_a_budget_leaves_fewer_repeats_but_one(monkeypatch, each, budget, warmup, repeats):
     machine, calls = Machine(monkeypatch, [each] * 99), []
     monkeypatch.setattr(latency, 'disturbance', lambda samples, device: '')

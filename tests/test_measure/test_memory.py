@@ -1,4 +1,5 @@
 """Peak memory against known allocations."""
+
 import pytest
 import torch
 from torch import nn

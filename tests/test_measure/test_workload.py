@@ -1,4 +1,5 @@
 """The calls that are measured do what they say."""
+
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_inference_runs_to_the_results(model):
 
 
 def test_inference_on_given_data(model):
-    data = (detection_batch(1, (32, 64), False) if task_of(model) == 'detection' else None)
+    data = detection_batch(1, (32, 64), False) if task_of(model) == 'detection' else None
     model.eval()
     assert len(inference_call(model, Workload(1, (32, 64)), data)()) == 1
 

@@ -1,4 +1,5 @@
 """The front of non-dominated runs and its figure."""
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

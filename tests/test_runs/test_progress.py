@@ -1,4 +1,5 @@
 """Displays of a run: what a pipe, a terminal and a parent process get."""
+
 import io
 
 import numpy as np
@@ -13,11 +14,13 @@ from mmkerneldna.runs.scores import describe_scores
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that only tests move."""
+
     class Clock:
         now = 1000.0
 
         def monotonic(self):
             return self.now
+
     clock = Clock()
     monkeypatch.setattr(progress, 'time', clock)
     return clock

@@ -1,4 +1,5 @@
 """Rows collected from hand-written work_dirs."""
+
 import json
 import math
 import statistics
@@ -32,7 +33,7 @@ def test_disturbed_latencies_are_marked_and_so_is_a_mean_of_one(tmp_path):
     assert [(row['disturbed'], row['repeats']) for row in rows] == [(False, 3.0), (True, 3.0)]
     quiet, mean = group_rows([*rows, rows[0]], lambda row: 'x' if row['disturbed'] else 'y')
     assert (quiet['disturbed'], mean['disturbed']) == (False, True)
-    joined, = group_rows(rows, lambda row: 'all')
+    (joined,) = group_rows(rows, lambda row: 'all')
     assert joined['disturbed'] is True and 'disturbed_std' not in joined
     assert cell(joined, COST_COLUMNS[0]) == '30.00 ± 0.00*'
 
@@ -54,8 +55,7 @@ def test_segmentation(tmp_path):
 def test_killed_run_says_how_far_it_got(tmp_path):
     records = [train_line(10, 1), {'coco/bbox_mAP': 0.1, 'step': 1}, train_line(20, 2)]
     work_dir = write_stamp(tmp_path / 'a', '20260101_000000', DET_CFG.format(seed=0), records, tail='{"lr": 0.1, "lo')
-    assert collect_run(work_dir)['note'] == ('epoch 1 of 3 done; no cost: CostHook was not on; '
-                                            '1 log line(s) unreadable')
+    assert collect_run(work_dir)['note'] == ('epoch 1 of 3 done; no cost: CostHook was not on; 1 log line(s) unreadable')
 
 
 def test_run_without_evaluation_has_empty_cells(tmp_path):
@@ -100,13 +100,17 @@ def test_runs_are_found_at_any_depth(tmp_path):
     assert find_runs(tmp_path / 's') == [tmp_path / 's']
 
 
-@pytest.mark.parametrize('backbone, label', [
-    (dict(type='ResNet', depth=18), 'ResNet-18'),
-    (dict(type='ResNet', depth=18, conv_cfg=dict(type='ODConv2d')), 'ResNet-18 ODConv2d'),
-    (dict(type='MobileNetV2'), 'MobileNetV2'),
-    (dict(type='DynamicConvs', conv=dict(type='SEConv2d'), module=dict(type='ResNet', depth=50)), 'ResNet-50 SEConv2d'),
-    (dict(type='KernelDNA', plan='auto', module=dict(type='ResNeXt', depth=50)), 'ResNeXt-50 KernelDNA'),
-    (None, None)])
+@pytest.mark.parametrize(
+    'backbone, label',
+    [
+        (dict(type='ResNet', depth=18), 'ResNet-18'),
+        (dict(type='ResNet', depth=18, conv_cfg=dict(type='ODConv2d')), 'ResNet-18 ODConv2d'),
+        (dict(type='MobileNetV2'), 'MobileNetV2'),
+        (dict(type='DynamicConvs', conv=dict(type='SEConv2d'), module=dict(type='ResNet', depth=50)), 'ResNet-50 SEConv2d'),
+        (dict(type='KernelDNA', plan='auto', module=dict(type='ResNeXt', depth=50)), 'ResNeXt-50 KernelDNA'),
+        (None, None),
+    ],
+)
 def test_label_of_the_backbone(backbone, label):
     assert backbone_label(backbone) == label
 
@@ -122,9 +126,11 @@ def test_sorting_puts_the_unscored_last():
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
-    rows = [collect_run(detection_run(tmp_path / f'seed_{seed}', test=score, latency=latency, seed=seed))
-            for seed, (score, latency) in enumerate([(0.2, 10.0), (0.3, 14.0), (0.25, 15.0)])]
-    row, = group_rows(rows, lambda row: row['config'])
+    rows = [
+        collect_run(detection_run(tmp_path / f'seed_{seed}', test=score, latency=latency, seed=seed))
+        for seed, (score, latency) in enumerate([(0.2, 10.0), (0.3, 14.0), (0.25, 15.0)])
+    ]
+    (row,) = group_rows(rows, lambda row: row['config'])
     assert (row['name'], row['runs'], row['scored'], row['seed']) == ('faster-rcnn', 3, 3, None)
     assert row['score'] == pytest.approx(25.0) and row['score_std'] == pytest.approx(statistics.stdev([20, 30, 25]))
     assert row['latency_ms'] == pytest.approx(14.0) and row['gmacs_std'] == 0
@@ -134,6 +140,6 @@ def test_mean_and_spread_over_seeds(tmp_path):
 def test_one_seed_has_no_spread_and_a_failed_one_is_told():
     scored = dict(name='x, seed 0', task='detection', score=1.0, note=None)
     failed = dict(name='x, seed 1', score=None, note='failed')
-    row, = group_rows([scored, failed], lambda row: 'x')
+    (row,) = group_rows([scored, failed], lambda row: 'x')
     assert (row['score'], row['runs'], row['scored'], row['note']) == (1.0, 2, 1, 'x, seed 1: failed')
     assert 'score_std' not in row and row['task'] == 'detection'

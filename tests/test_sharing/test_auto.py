@@ -11,14 +11,17 @@ def row(count, channels=16, kernel=3, **kwargs):
     return nn.Sequential(*(nn.Conv2d(channels, channels, kernel, padding=kernel // 2, **kwargs) for _ in range(count)))
 
 
-@pytest.mark.parametrize('pattern, expected', [
-    ('FS', {'1': '2', '3': '4', '5': '4'}),
-    ('SF', {'0': '1', '2': '3', '4': '5'}),
-    ('S*F', {'0': '5', '1': '5', '2': '5', '3': '5', '4': '5'}),
-    ('FS*F', {'1': '5', '2': '5', '3': '5', '4': '5'}),
-    ('FS*', {'1': '0', '2': '0', '3': '0', '4': '0', '5': '0'}),
-    ('FF', None),
-])
+@pytest.mark.parametrize(
+    'pattern, expected',
+    [
+        ('FS', {'1': '2', '3': '4', '5': '4'}),
+        ('SF', {'0': '1', '2': '3', '4': '5'}),
+        ('S*F', {'0': '5', '1': '5', '2': '5', '3': '5', '4': '5'}),
+        ('FS*F', {'1': '5', '2': '5', '3': '5', '4': '5'}),
+        ('FS*', {'1': '0', '2': '0', '3': '0', '4': '0', '5': '0'}),
+        ('FF', None),
+    ],
+)
 def test_patterns(pattern, expected):
     net = row(6)
     if expected is None:
@@ -51,7 +54,7 @@ def test_unknown_stage_names_the_known():
 def test_smallest_kernel_and_kernel_sizes():
     net = nn.ModuleDict({'a': nn.ModuleList(row(2)), 'b': nn.ModuleList(row(2, 32)), 'c': nn.ModuleList(row(2, 64, 1))})
     assert set(auto_plan(net, 'SF', min_kernel_params=9000).children) == {'b.0'}
-    assert set(auto_plan(net, 'SF', kernel_sizes=(1, ), min_kernel_params=1, reduction=16).children) == {'c.0'}
+    assert set(auto_plan(net, 'SF', kernel_sizes=(1,), min_kernel_params=1, reduction=16).children) == {'c.0'}
 
 
 def test_kernels_that_cost_more_to_adapt_than_they_save_stay():
@@ -62,14 +65,17 @@ def test_kernels_that_cost_more_to_adapt_than_they_save_stay():
 
 def test_a_dense_head_of_upstream_shares():
     from mmdet.models.dense_heads import RetinaHead
+
     head = RetinaHead(num_classes=3, in_channels=32, feat_channels=32, stacked_convs=4)
     plan = auto_plan(head, 'S*F')
     assert set(plan.children.values()) == {'cls_convs.3.conv', 'reg_convs.3.conv'} and len(plan) == 6
 
 
 @settings(max_examples=40, deadline=None)
-@given(pattern=st.from_regex(r'[FS]{0,3}([FS]\*)?[FS]{0,2}F', fullmatch=True), counts=st.lists(st.integers(1, 5), min_size=1,
-                                                                                               max_size=3))
+@given(
+    pattern=st.from_regex(r'[FS]{0,3}([FS]\*)?[FS]{0,2}F', fullmatch=True),
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+)
 def test_any_plan_applies(pattern, counts):
     net = nn.ModuleList(nn.ModuleDict({f'stage{i}': nn.ModuleList(row(n))}) for i, n in enumerate(counts))
     try:

@@ -1,4 +1,5 @@
 """``residual_rank`` and ``spatial_scale`` from every place that takes them."""
+
 import pytest
 import torch
 from helpers import randomise
@@ -23,16 +24,19 @@ FPN = dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=32, num_outs=2)
 OPTIONS = dict(residual_rank=5, spatial_scale=False)
 
 
-@pytest.mark.parametrize('build', [
-    lambda: share_kernels(row(), {'0': '1'}, **OPTIONS),
-    lambda: share_kernels(row(), SharingPlan.from_mapping({'0': '1'}).with_residual_rank(5).with_spatial_scale(False)),
-    lambda: share_kernels(row(), SharingPlan((Borrowing('0', '1', 4, **OPTIONS), ))),
-    lambda: share_kernels(row(), dict(type='auto', min_kernel_params=1, across_stages=True, **OPTIONS)),
-    lambda: MODELS.build(dict(type='KernelDNA', module=FPN, plan=dict(type='auto', pattern='S*F', **OPTIONS))),
-    lambda: MODELS.build(dict(type='KernelDNA', module=FPN, **OPTIONS)),
-    lambda: MODELS.build(dict(type='KDNAResNet', depth=18, base_channels=8, gate_cfg=dict(reduction=8), **OPTIONS)),
-    lambda: MODELS.build(dict(type='KDNAResNet', depth=18, base_channels=8, sharing=dict(type='auto', **OPTIONS))),
-])
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: share_kernels(row(), {'0': '1'}, **OPTIONS),
+        lambda: share_kernels(row(), SharingPlan.from_mapping({'0': '1'}).with_residual_rank(5).with_spatial_scale(False)),
+        lambda: share_kernels(row(), SharingPlan((Borrowing('0', '1', 4, **OPTIONS),))),
+        lambda: share_kernels(row(), dict(type='auto', min_kernel_params=1, across_stages=True, **OPTIONS)),
+        lambda: MODELS.build(dict(type='KernelDNA', module=FPN, plan=dict(type='auto', pattern='S*F', **OPTIONS))),
+        lambda: MODELS.build(dict(type='KernelDNA', module=FPN, **OPTIONS)),
+        lambda: MODELS.build(dict(type='KDNAResNet', depth=18, base_channels=8, gate_cfg=dict(reduction=8), **OPTIONS)),
+        lambda: MODELS.build(dict(type='KDNAResNet', depth=18, base_channels=8, sharing=dict(type='auto', **OPTIONS))),
+    ],
+)
 def test_reach_every_child(build):
     found = children(build())
     assert found

@@ -1,4 +1,5 @@
 """A shared kernel in the optimizer has the settings of its owner."""
+
 import copy
 
 import pytest
@@ -42,17 +43,20 @@ def test_the_owners_settings_count(plan, bypass):
 
 def test_a_kernel_follows_the_custom_keys_of_its_owner_in_a_resnet():
     model = KDNAResNet(50, base_channels=8)
-    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0., custom_keys={'layer3.1': dict(lr_mult=0.5)}))
+    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'layer3.1': dict(lr_mult=0.5)}))
     use_owner_settings(model, cfg)
     settings = groups(model, cfg)
     assert settings[model.layer3[2].conv2.weight] == (0.1, 0.01)
     assert settings[model.layer3[1].conv2.filter_scale][0] == settings[model.layer3[1].conv1.weight][0] == 0.05
-    assert settings[model.layer3[3].conv2.gate.norm.weight] == (0.1, 0.)
+    assert settings[model.layer3[3].conv2.gate.norm.weight] == (0.1, 0.0)
 
 
 def test_nothing_is_changed_without_need():
-    for model, cfg in [(net(), OPTIMIZER), (nn.Sequential(nn.Conv2d(8, 8, 3)), dict(OPTIMIZER, paramwise_cfg=CUSTOM)),
-                       (net(), dict(OPTIMIZER, paramwise_cfg=CUSTOM, constructor='LearningRateDecayOptimizerConstructor'))]:
+    for model, cfg in [
+        (net(), OPTIMIZER),
+        (nn.Sequential(nn.Conv2d(8, 8, 3)), dict(OPTIMIZER, paramwise_cfg=CUSTOM)),
+        (net(), dict(OPTIMIZER, paramwise_cfg=CUSTOM, constructor='LearningRateDecayOptimizerConstructor')),
+    ]:
         before = copy.deepcopy(cfg)
         use_owner_settings(model, cfg)
         assert cfg == before
@@ -61,8 +65,11 @@ def test_nothing_is_changed_without_need():
 def test_the_default_constructor_is_refused_where_it_takes_the_childs_settings():
     model, cfg = net(), dict(OPTIMIZER, paramwise_cfg=dict(CUSTOM, bypass_duplicate=True))
     assert groups(model, cfg)[model[2].weight][0] == pytest.approx(0.01)  # mmengine: the child's 0.1 x, not the owner's 10 x
-    with pytest.raises(SharingPlanError, match="kernel that 0 borrows by custom_keys '0.', and not by '2.' like its owner 2: "
-                       "set constructor='SharedKernelOptimWrapperConstructor'"):
+    with pytest.raises(
+        SharingPlanError,
+        match="kernel that 0 borrows by custom_keys '0.', and not by '2.' like its owner 2: "
+        "set constructor='SharedKernelOptimWrapperConstructor'",
+    ):
         check_paramwise(model, cfg)
     check_paramwise(model, dict(cfg, constructor='SharedKernelOptimWrapperConstructor'))
     with pytest.raises(SharingPlanError):

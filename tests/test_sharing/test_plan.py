@@ -6,11 +6,14 @@ from mmkerneldna.layers import ChildConv2d
 from mmkerneldna.sharing import PLANS, Borrowing, SharingPlan, SharingPlanError, get_plan, share_kernels
 
 
-@pytest.mark.parametrize('mapping, message', [
-    ({'a': 'a'}, "a can't borrow from itself"),
-    ({'a': 'b', 'b': 'c'}, 'b is a child and a parent'),
-    ({'a': 'b', 'b': 'a'}, 'is a child and a parent'),
-])
+@pytest.mark.parametrize(
+    'mapping, message',
+    [
+        ({'a': 'a'}, "a can't borrow from itself"),
+        ({'a': 'b', 'b': 'c'}, 'b is a child and a parent'),
+        ({'a': 'b', 'b': 'a'}, 'is a child and a parent'),
+    ],
+)
 def test_impossible_plans(mapping, message):
     with pytest.raises(SharingPlanError, match=message):
         SharingPlan.from_mapping(mapping)
@@ -24,8 +27,12 @@ def test_child_listed_twice():
 def test_tree_lists_each_parent_with_its_children():
     plan = SharingPlan.from_mapping({'x.0': 'x.2', 'x.1': 'x.2', 'y.0': 'y.1'}, name='mine')
     assert str(plan).splitlines() == [
-        "sharing plan 'mine': 3 children, 2 parents", 'x.2', '├── x.0 (reduction 4)', '└── x.1 (reduction 4)', 'y.1',
-        '└── y.0 (reduction 4)'
+        "sharing plan 'mine': 3 children, 2 parents",
+        'x.2',
+        '├── x.0 (reduction 4)',
+        '└── x.1 (reduction 4)',
+        'y.1',
+        '└── y.0 (reduction 4)',
     ]
 
 
@@ -62,10 +69,17 @@ def test_unknown_name_lists_the_nearest():
 
 # Facts of DESIGN.md's table, which states them as read from the released code.
 PAPER = {
-    'resnet18': {f'layer{s}.{c}': f'layer{s}.{p}' for s in (3, 4)
-                 for c, p in (('0.conv2', '1.conv2'), ('1.conv1', '1.conv2'), ('2.conv1', '2.conv2'))},
-    'resnet50': {'layer3.1.conv2': 'layer3.2.conv2', 'layer3.3.conv2': 'layer3.4.conv2',
-                 'layer3.5.conv2': 'layer3.6.conv2', 'layer4.1.conv2': 'layer4.2.conv2'},
+    'resnet18': {
+        f'layer{s}.{c}': f'layer{s}.{p}'
+        for s in (3, 4)
+        for c, p in (('0.conv2', '1.conv2'), ('1.conv1', '1.conv2'), ('2.conv1', '2.conv2'))
+    },
+    'resnet50': {
+        'layer3.1.conv2': 'layer3.2.conv2',
+        'layer3.3.conv2': 'layer3.4.conv2',
+        'layer3.5.conv2': 'layer3.6.conv2',
+        'layer4.1.conv2': 'layer4.2.conv2',
+    },
 }
 
 

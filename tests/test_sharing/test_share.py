@@ -9,7 +9,6 @@ from mmkerneldna.sharing import SharingPlan, SharingPlanError, share_kernels
 
 
 class Net(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.a = nn.Conv2d(4, 4, 3, padding=1)
@@ -23,20 +22,23 @@ class Net(nn.Module):
         return self.block(self.b(self.a(x)))
 
 
-@pytest.mark.parametrize('plan, message', [
-    ({'nowhere': 'b'}, 'Net has no nowhere; nearest convs: '),
-    ({'a': 'block.con'}, 'Net has no block.con; nearest convs: block.conv'),
-    ({'a': 'wide'}, r'a has a kernel \(4, 4, 3, 3\) in 1 group.*wide one of \(8, 4, 3, 3\).*same out_channels'),
-    ({'a': 'grouped'}, r'\(4, 2, 3, 3\) in 2'),
-    ({'a': 'transposed'}, 'transposed is a ConvTranspose2d; only a plain Conv2d'),
-    ({'a': 'block'}, 'block is a ConvModule'),
-    ('resnet18x', "no sharing plan is named 'resnet18x'"),
-    (['a', 'b'], 'a plan is a SharingPlan'),
-    (dict(type='automatic'), "must be 'auto' or 'redundancy', got 'automatic'"),
-    (dict(type='auto', patern='FS'), "patern"),
-    (SharingPlan.from_mapping({'a': 'b'}, reduction=5), 'reduction=5 of a must lie between 1 and its 4'),
-    ({'b': 'a', 'a': 'block.conv'}, 'a is a child and a parent'),
-])
+@pytest.mark.parametrize(
+    'plan, message',
+    [
+        ({'nowhere': 'b'}, 'Net has no nowhere; nearest convs: '),
+        ({'a': 'block.con'}, 'Net has no block.con; nearest convs: block.conv'),
+        ({'a': 'wide'}, r'a has a kernel \(4, 4, 3, 3\) in 1 group.*wide one of \(8, 4, 3, 3\).*same out_channels'),
+        ({'a': 'grouped'}, r'\(4, 2, 3, 3\) in 2'),
+        ({'a': 'transposed'}, 'transposed is a ConvTranspose2d; only a plain Conv2d'),
+        ({'a': 'block'}, 'block is a ConvModule'),
+        ('resnet18x', "no sharing plan is named 'resnet18x'"),
+        (['a', 'b'], 'a plan is a SharingPlan'),
+        (dict(type='automatic'), "must be 'auto' or 'redundancy', got 'automatic'"),
+        (dict(type='auto', patern='FS'), 'patern'),
+        (SharingPlan.from_mapping({'a': 'b'}, reduction=5), 'reduction=5 of a must lie between 1 and its 4'),
+        ({'b': 'a', 'a': 'block.conv'}, 'a is a child and a parent'),
+    ],
+)
 def test_a_plan_that_does_not_fit_changes_nothing(plan, message):
     net = Net()
     before = {name: id(m) for name, m in net.named_modules()}
@@ -78,9 +80,14 @@ def test_gate_cfg_overrides_the_plan():
 
 def test_registered_function_returns_the_inner_module():
     from mmdet.models.necks import FPN
+
     neck = MODELS.build(
-        dict(type='KernelDNA', module=dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=32, num_outs=3),
-             plan=dict(type='auto', pattern='S*F')))
+        dict(
+            type='KernelDNA',
+            module=dict(type='mmdet.FPN', in_channels=[8, 16], out_channels=32, num_outs=3),
+            plan=dict(type='auto', pattern='S*F'),
+        )
+    )
     assert type(neck) is FPN
     assert isinstance(neck.fpn_convs[0].conv, ChildConv2d)
     assert not any(key.startswith('module.') for key in neck.state_dict())
@@ -90,8 +97,14 @@ def test_registered_function_returns_the_inner_module():
 
 def test_injected_arguments_reach_the_inner_module():
     head = MODELS.build(
-        dict(type='KernelDNA', plan='auto', num_classes=3, test_cfg=dict(nms_pre=7),
-             module=dict(type='mmdet.RetinaHead', in_channels=32, feat_channels=32)))
+        dict(
+            type='KernelDNA',
+            plan='auto',
+            num_classes=3,
+            test_cfg=dict(nms_pre=7),
+            module=dict(type='mmdet.RetinaHead', in_channels=32, feat_channels=32),
+        )
+    )
     assert head.num_classes == 3 and head.test_cfg['nms_pre'] == 7
     assert any(isinstance(m, ChildConv2d) for m in head.modules())
 
@@ -103,11 +116,22 @@ def test_inner_module_must_be_a_config():
 
 def test_whole_detector_and_segmenter_heads_share():
     from mmengine.registry import init_default_scope
+
     init_default_scope('mmseg')
     head = MODELS.build(
-        dict(type='KernelDNA', plan=dict(type='auto', pattern='S*F'),
-             module=dict(type='UPerHead', in_channels=[8, 8, 8, 8], in_index=[0, 1, 2, 3], channels=32, num_classes=5,
-                         norm_cfg=dict(type='BN'))))
+        dict(
+            type='KernelDNA',
+            plan=dict(type='auto', pattern='S*F'),
+            module=dict(
+                type='UPerHead',
+                in_channels=[8, 8, 8, 8],
+                in_index=[0, 1, 2, 3],
+                channels=32,
+                num_classes=5,
+                norm_cfg=dict(type='BN'),
+            ),
+        )
+    )
     assert isinstance(head.fpn_convs[0].conv, ChildConv2d)
     features = [torch.rand(2, 8, 32 // 2**i, 32 // 2**i) for i in range(4)]
     assert head(features).shape == (2, 5, 32, 32)

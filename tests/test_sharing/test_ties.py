@@ -1,4 +1,5 @@
 """A kernel under two names: where it is saved, how it is loaded, and who owns it when the parent is gone."""
+
 import copy
 import io
 import pickle
@@ -67,10 +68,16 @@ def through_pickle(net):
     return torch.load(buffer, weights_only=False)
 
 
-CARRIERS = dict(itself=lambda net: net, deepcopy=copy.deepcopy, pickle=lambda net: pickle.loads(pickle.dumps(net)),
-                torch_save=through_pickle, half=lambda net: net.half().float(), double=lambda net: net.double().float(),
-                to=lambda net: net.to('cpu', memory_format=torch.channels_last),
-                ema=lambda net: ExponentialMovingAverage(net).module)
+CARRIERS = dict(
+    itself=lambda net: net,
+    deepcopy=copy.deepcopy,
+    pickle=lambda net: pickle.loads(pickle.dumps(net)),
+    torch_save=through_pickle,
+    half=lambda net: net.half().float(),
+    double=lambda net: net.double().float(),
+    to=lambda net: net.to('cpu', memory_format=torch.channels_last),
+    ema=lambda net: ExponentialMovingAverage(net).module,
+)
 
 
 @pytest.mark.parametrize('plan', ORDERS)
@@ -160,6 +167,7 @@ def test_a_part_without_the_parent_saves_and_loads_whole():
 @pytest.mark.parametrize('wrap', [lambda net: net, lambda net: nn.ModuleDict(dict(m=net))])
 def test_nested_plans_outer_then_inner(wrap):
     """The inner plan, which does not see the outer's child, turns the outer's parent into a child."""
+
     def build():
         net = share_kernels(Owner(), {'backbone.a': 'neck.a', 'backbone.b': 'backbone.c'})
         share_kernels(net.neck, {'a': 'c'})
@@ -216,7 +224,8 @@ MAKERS = dict(
     prune=(lambda conv: prune.l1_unstructured(conv, 'weight', 0.5), lambda conv: prune.remove(conv, 'weight')),
     spectral_norm=(parametrizations.spectral_norm, lambda conv: parametrize.remove_parametrizations(conv, 'weight')),
     old_spectral_norm=(nn.utils.spectral_norm, None),
-    weight_norm=(parametrizations.weight_norm, None))
+    weight_norm=(parametrizations.weight_norm, None),
+)
 
 
 @pytest.mark.parametrize('kind', MAKERS)
@@ -242,8 +251,9 @@ def test_a_conv_whose_kernel_is_computed_cannot_become_a_parent():
 
 def several_places():
     """One conv in three places, as in heads that share convs over levels."""
-    levels = nn.ModuleList(nn.ModuleList(ConvModule(16, 16, 3, padding=1, norm_cfg=dict(type='BN')) for _ in range(2))
-                           for _ in range(3))
+    levels = nn.ModuleList(
+        nn.ModuleList(ConvModule(16, 16, 3, padding=1, norm_cfg=dict(type='BN')) for _ in range(2)) for _ in range(3)
+    )
     for level in levels[1:]:
         for block, first in zip(level, levels[0]):
             block.conv = first.conv
@@ -268,8 +278,14 @@ def test_a_conv_in_several_places_becomes_a_child_in_all(plan):
     other.load_state_dict(state, strict=True)
 
 
-@pytest.mark.parametrize('plan', [{'0.0.conv': '0.1.conv', '1.0.conv': '0.1.conv'}, {'0.0.conv': '1.0.conv'},
-                                  {'0.0.conv': '0.1.conv', '2.1.conv': '1.0.conv'}])
+@pytest.mark.parametrize(
+    'plan',
+    [
+        {'0.0.conv': '0.1.conv', '1.0.conv': '0.1.conv'},
+        {'0.0.conv': '1.0.conv'},
+        {'0.0.conv': '0.1.conv', '2.1.conv': '1.0.conv'},
+    ],
+)
 def test_a_plan_names_a_conv_once(plan):
     net = several_places()
     with pytest.raises(SharingPlanError, match=r'are one conv, which hangs in both places'):
@@ -280,12 +296,19 @@ def test_a_plan_names_a_conv_once(plan):
 def test_rtmdets_head_with_shared_convs_saves_what_it_says():
     from mmdet.models.dense_heads import RTMDetSepBNHead
     from mmengine.registry import init_default_scope
+
     init_default_scope('mmdet')
-    head = RTMDetSepBNHead(num_classes=3, in_channels=32, feat_channels=32, share_conv=True, pred_kernel_size=1,
-                           anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
-                           bbox_coder=dict(type='DistancePointBBoxCoder'),
-                           loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
-                           loss_bbox=dict(type='GIoULoss'))
+    head = RTMDetSepBNHead(
+        num_classes=3,
+        in_channels=32,
+        feat_channels=32,
+        share_conv=True,
+        pred_kernel_size=1,
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='GIoULoss'),
+    )
     before = sum(p.numel() for p in head.parameters())
     share_kernels(head, 'auto')
     children = {m for m in head.modules() if isinstance(m, ChildConv2d)}

@@ -1,4 +1,5 @@
 """A shared-kernel net in what surrounds a model in training: optimizer, EMA, AMP, checkpointing, compile, DDP."""
+
 import copy
 import socket
 import warnings
@@ -123,6 +124,7 @@ def test_activation_checkpointing_gives_the_same_gradients(build):
 def test_compiled_net_agrees():
     net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
     from mmkerneldna.sharing import share_kernels
+
     net = randomise(share_kernels(net, {'0': '3'})).eval()
     x = torch.rand(2, 4, 8, 8)
     compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
@@ -141,7 +143,7 @@ OPTIMIZER = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, weight_
 
 def test_paramwise_needs_a_constructor_and_says_so():
     net = small_net()
-    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.))
+    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.0))
     with pytest.raises(ValueError, match='more than one parameter group'):
         build_optim_wrapper(net, copy.deepcopy(cfg))  # what torch says
     with pytest.raises(SharingPlanError, match='layer3.0.conv2 borrows into two parameter groups.*SharedKernelOptimWrapper'):
@@ -150,18 +152,18 @@ def test_paramwise_needs_a_constructor_and_says_so():
 
 def test_paramwise_with_bypass_duplicate_takes_each_parameter_once():
     net = small_net()
-    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0., bypass_duplicate=True))
+    cfg = dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.0, bypass_duplicate=True))
     check_paramwise(net, cfg)
     wrapper = build_optim_wrapper(net, cfg)
     taken = [id(p) for group in wrapper.optimizer.param_groups for p in group['params']]
     assert sorted(taken) == sorted(id(p) for p in net.parameters())
     decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
-    assert decay[id(net.layer3[0].conv2.gate.norm.weight)] == 0. and decay[id(net.layer3[0].conv2.weight)] == 0.01
+    assert decay[id(net.layer3[0].conv2.gate.norm.weight)] == 0.0 and decay[id(net.layer3[0].conv2.weight)] == 0.01
 
 
 def test_static_nets_and_plain_optimizers_need_nothing():
     check_paramwise(small_net(), OPTIMIZER)
-    check_paramwise(KDNAResNet(18, base_channels=8, sharing=None), dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.)))
+    check_paramwise(KDNAResNet(18, base_channels=8, sharing=None), dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.0)))
 
 
 def _ddp_worker(rank, port, state, batches, queue):

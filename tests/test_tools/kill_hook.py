@@ -1,4 +1,5 @@
 """A hook for the resume test: kill -9 of its own process, in the middle of training."""
+
 import os
 import signal
 

@@ -3,6 +3,7 @@ drop without a word: one warning that counts and lists them.
 
 To add a case, add a line to TOOL_CASES, or to one of the tables of spoilt data below it.
 """
+
 import json
 import logging
 import math
@@ -81,14 +82,18 @@ TOOL_CASES = [
     (with_option('train_dataloader.batch_size=1.5'), r'train_dataloader\.batch_size is 1\.5, expected'),
     (with_option('val_dataloader.batch_size=-2'), r'val_dataloader\.batch_size is -2, expected'),
     (with_option('train_dataloader.num_workers=-1'), r'train_dataloader\.num_workers is -1, expected'),
-    (TRAIN + OPTIONS + ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=True'],
-     r'train_dataloader\.num_workers is 0, and persistent_workers=True'),
+    (
+        TRAIN + OPTIONS + ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=True'],
+        r'train_dataloader\.num_workers is 0, and persistent_workers=True',
+    ),
     (with_option('train_cfg.max_epochs=0'), r'train_cfg\.max_epochs is 0, expected'),
     (with_option('train_cfg.max_epochs=-3'), r'train_cfg\.max_epochs is -3, expected'),
     (with_option('train_cfg.val_interval=0'), r'train_cfg\.val_interval is 0, expected'),
-    (with_option('optim_wrapper.optimizer.lr=-1'),
-     r'optim_wrapper\.optimizer\.lr is -1, expected a finite number of at least 0'),
-    (with_option('optim_wrapper.optimizer.lr=nan'), r"optim_wrapper\.optimizer\.lr is nan, expected"),
+    (
+        with_option('optim_wrapper.optimizer.lr=-1'),
+        r'optim_wrapper\.optimizer\.lr is -1, expected a finite number of at least 0',
+    ),
+    (with_option('optim_wrapper.optimizer.lr=nan'), r'optim_wrapper\.optimizer\.lr is nan, expected'),
     (with_option('optim_wrapper.optimizer.lr=1e999'), r'optim_wrapper\.optimizer\.lr is inf, expected'),
     (with_option('optim_wrapper.optimizer.weight_decay=-0.1'), r'optim_wrapper\.optimizer\.weight_decay is -0\.1, expected'),
     (with_option('optim_wrapper.accumulative_counts=0'), r'optim_wrapper\.accumulative_counts is 0, expected'),
@@ -199,10 +204,19 @@ def no_old_loggers():
 def place(tmp_path_factory):
     """A folder of odd files."""
     folder = tmp_path_factory.mktemp('odd')
-    texts = {'notes.txt': 'a note', 'empty.py': '', 'raises.py': 'model = undefined', 'syntax.py': 'model = dict(',
-             'list.json': '[1, 2]', 'broken.json': '{"model": ', 'base.py': "_base_ = 'missing_base.py'",
-             'bare.py': "model = dict(type='FasterRCNN')", 'empty.pth': '',
-             'spoilt_shapes/dataset.json': '[]', 'run/20260101_000000/20260101_000000.json': '{}'}
+    texts = {
+        'notes.txt': 'a note',
+        'empty.py': '',
+        'raises.py': 'model = undefined',
+        'syntax.py': 'model = dict(',
+        'list.json': '[1, 2]',
+        'broken.json': '{"model": ',
+        'base.py': "_base_ = 'missing_base.py'",
+        'bare.py': "model = dict(type='FasterRCNN')",
+        'empty.pth': '',
+        'spoilt_shapes/dataset.json': '[]',
+        'run/20260101_000000/20260101_000000.json': '{}',
+    }
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -258,28 +272,38 @@ FATAL_IMAGES = {
     'no pixels': (dict(height=0), r'image 1 \(000000\.jpg\) is \d+x0 pixels'),
     '10^9 pixels wide': (dict(width=10**9), r'image 1 \(000000\.jpg\) is 1000000000x\d+ pixels'),
     'another size than the file': (dict(width=11, height=12), r'000000\.jpg is \d+x\d+ pixels large, not 11x12'),
-    'a name that leaves the root': (dict(file_name='../../../../secret.jpg'),
-                                    r'1 file names .* leave the data set.*secret\.jpg'),
+    'a name that leaves the root': (
+        dict(file_name='../../../../secret.jpg'),
+        r'1 file names .* leave the data set.*secret\.jpg',
+    ),
     'an absolute name': (dict(file_name='/etc/passwd'), r'leave the data set.*/etc/passwd'),
     'a number for a name': (dict(file_name=7), r'image 1 has the file_name 7; expected a name'),
     'an empty name': (dict(file_name=''), r"image 1 has the file_name ''"),
     'id of another': (dict(id=2), r'1 images have an id that another one has: 2'),
 }
 FATAL_FILES = {
-    'categories with one name': (lambda coco: coco['categories'][1].update(name='circle'),
-                                 r'several categories are called circle'),
-    'categories with one id': (lambda coco: coco['categories'][1].update(id=1),
-                               r'1 categories have an id that another one has: 1'),
+    'categories with one name': (
+        lambda coco: coco['categories'][1].update(name='circle'),
+        r'several categories are called circle',
+    ),
+    'categories with one id': (
+        lambda coco: coco['categories'][1].update(id=1),
+        r'1 categories have an id that another one has: 1',
+    ),
     'a category without name': (lambda coco: coco['categories'][1].pop('name'), r'categories\[1\] is .* has no name'),
     'images as a dict': (lambda coco: coco.update(images={'1': {}}), r'images is a dict, expected a list'),
     'annotations of words': (lambda coco: coco.update(annotations=['a']), r"annotations\[0\] is 'a' and has no id, image_id"),
-    'no image known': (lambda coco: [a.update(image_id=-1) for a in coco['annotations']],
-                       r'none of its \d+ annotations can be used: \d+ of an image_id that no image has \(annotation 1: -1, '),
+    'no image known': (
+        lambda coco: [a.update(image_id=-1) for a in coco['annotations']],
+        r'none of its \d+ annotations can be used: \d+ of an image_id that no image has \(annotation 1: -1, ',
+    ),
 }
 MASKS = {
     'no mask': (dict(segmentation=[]), r'annotation 1 has the segmentation \[\], and masks are trained'),
-    'NaN in a polygon': (dict(segmentation=[[1, 1, math.nan, 5, 5, 5]]),
-                         r'annotation 1 has the polygon \[1, 1, nan, 5, 5, 5\]'),
+    'NaN in a polygon': (
+        dict(segmentation=[[1, 1, math.nan, 5, 5, 5]]),
+        r'annotation 1 has the polygon \[1, 1, nan, 5, 5, 5\]',
+    ),
     'RLE of another size': (dict(segmentation=dict(size=[2, 3], counts=[6])), r'annotation 1 has an RLE of size \[2, 3\]'),
 }
 DROPPED = {
@@ -322,7 +346,7 @@ def spoilt(shapes, tmp_path, detector):
 
 def refused_data(capfd, cfg):
     with pytest.raises(SystemExit) as stop, one_line_errors():
-        check_data(cfg, ('train', ))
+        check_data(cfg, ('train',))
     return error_line(capfd, stop.value.code)
 
 
@@ -330,8 +354,9 @@ def cases(**tables):
     return [pytest.param(key, *case, id=f'{key}: {name}') for key, table in tables.items() for name, case in table.items()]
 
 
-@pytest.mark.parametrize('key, change, words', cases(annotations=FATAL_ANNOTATIONS, images=FATAL_IMAGES, file=FATAL_FILES,
-                                                     masks=MASKS))
+@pytest.mark.parametrize(
+    'key, change, words', cases(annotations=FATAL_ANNOTATIONS, images=FATAL_IMAGES, file=FATAL_FILES, masks=MASKS)
+)
 def test_detection_data_that_would_corrupt_a_training(key, change, words, spoilt, capfd):
     entries = 'annotations' if key == 'masks' else key
     spoil = change if key == 'file' else lambda coco: coco[entries][0].update(change)
@@ -344,8 +369,8 @@ def test_detection_data_that_would_corrupt_a_training(key, change, words, spoilt
 def test_detection_data_that_mmdet_drops(change, words, spoilt, monkeypatch):
     said = []
     monkeypatch.setattr(annotation_checks, 'print_log', lambda message, **kwargs: said.append((message, kwargs['level'])))
-    assert check_data(spoilt(lambda coco: coco['annotations'][0].update(change)), ('train', )) == []
-    (message, level), = said
+    assert check_data(spoilt(lambda coco: coco['annotations'][0].update(change)), ('train',)) == []
+    ((message, level),) = said
     assert level == logging.WARNING and re.search(r'spoilt\.json: 1 of \d+ annotations are dropped: ' + words, message), message
 
 
@@ -357,8 +382,12 @@ def write_png(path, height, width):
     """A PNG that states a size and holds nothing."""
     header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
     chunks = [(b'IHDR', header), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')]
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks))
+    path.write_bytes(
+        b'\x89PNG\r\n\x1a\n'
+        + b''.join(
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks
+        )
+    )
 
 
 def list_of_names(*names):
@@ -369,18 +398,27 @@ IMAGE, MASK = 'images/training/000000.jpg', 'annotations/training/000000.png'
 LIST = dict(ann_file='names.txt')
 #: a change to the files of a segmentation set, settings of the data set, and what is said
 SEGMENTATION = {
-    'labels beyond the classes': (lambda root: cv2.imwrite(str(root / MASK), np.full((9, 8), 42, np.uint8)), {},
-                                  r'1 of \d+ masks hold labels outside the 7 classes: 42'),
+    'labels beyond the classes': (
+        lambda root: cv2.imwrite(str(root / MASK), np.full((9, 8), 42, np.uint8)),
+        {},
+        r'1 of \d+ masks hold labels outside the 7 classes: 42',
+    ),
     'colour mask': (colour_mask, {}, r'000000\.png is a colour image'),
-    'mask of another size': (lambda root: cv2.imwrite(str(root / MASK), np.zeros((9, 8), np.uint8)), {},
-                             r'its mask \S+000000\.png is 8x9 pixels large, the image \d+x\d+'),
+    'mask of another size': (
+        lambda root: cv2.imwrite(str(root / MASK), np.zeros((9, 8), np.uint8)),
+        {},
+        r'its mask \S+000000\.png is 8x9 pixels large, the image \d+x\d+',
+    ),
     'empty mask': (lambda root: (root / MASK).write_bytes(b''), {}, r'its mask \S+000000\.png is an empty file'),
     'image of 10^9 pixels': (lambda root: write_png(root / IMAGE, 40000, 40000), {}, r'000000\.jpg is too large .*1600000000'),
     'image without pixels': (lambda root: write_png(root / IMAGE, 0, 10), {}, r'000000\.jpg is (not an image|corrupt)'),
     'list that is a folder': (lambda root: None, dict(ann_file='annotations'), r'ann_file \S+annotations is a folder'),
     'empty list': (list_of_names(), LIST, r'the list \S+names\.txt names no image'),
-    'list that leaves the root': (list_of_names('000000', '../../../secret'), LIST,
-                                  r'1 file names .*leave the data set.*secret'),
+    'list that leaves the root': (
+        list_of_names('000000', '../../../secret'),
+        LIST,
+        r'1 file names .*leave the data set.*secret',
+    ),
     'list of a missing image': (list_of_names('000000', 'none'), LIST, r'none\.jpg is missing'),
 }
 
@@ -396,9 +434,16 @@ def test_segmentation_data_that_would_corrupt_a_training(spoil, settings, words,
     assert re.search(words, line), line
 
 
-@pytest.mark.parametrize('text, words', [('', r'is not JSON'), ('[' * 100000, r'is not JSON'), ('[1, 2]', r'has no images'),
-                                         ('{"images": [], "annotations": [], "categories": {}}', r'categories is a dict')],
-                         ids=['empty', 'nested', 'list', 'dict'])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('', r'is not JSON'),
+        ('[' * 100000, r'is not JSON'),
+        ('[1, 2]', r'has no images'),
+        ('{"images": [], "annotations": [], "categories": {}}', r'categories is a dict'),
+    ],
+    ids=['empty', 'nested', 'list', 'dict'],
+)
 def test_annotation_file_that_is_something_else(text, words, shapes, tmp_path, detector, capfd):
     (tmp_path / 'odd.json').write_text(text)
     cfg = deepcopy(detector)
@@ -414,8 +459,8 @@ def test_classes_in_another_order_than_the_file(spoilt, monkeypatch):
     """mmdet takes the file's order for the labels, so names under drawn boxes would be swapped."""
     said = []
     monkeypatch.setattr(coco_checks, 'print_log', lambda message, **kwargs: said.append(message))
-    check_data(spoilt(lambda coco: coco['categories'].reverse()), ('train', ))
-    message, = said
+    check_data(spoilt(lambda coco: coco['categories'].reverse()), ('train',))
+    (message,) = said
     assert re.search(r'numbers the classes as \S+spoilt\.json lists them \(.*circle\), the config lists circle', message)
 
 

@@ -1,4 +1,5 @@
 """What the tools decide before torch is loaded, and what --help prints."""
+
 import os
 import subprocess
 import sys
@@ -6,15 +7,18 @@ import sys
 import pytest
 from tiny_runs import ROOT
 
-ASK = 'import os, sys; sys.path.insert(0, "tools"); import _before_imports; print(os.environ.get("OMP_WAIT_POLICY"), ' \
-      'os.environ.get("MMKERNELDNA_VERBOSE"))'
+ASK = (
+    'import os, sys; sys.path.insert(0, "tools"); import _before_imports; print(os.environ.get("OMP_WAIT_POLICY"), '
+    'os.environ.get("MMKERNELDNA_VERBOSE"))'
+)
 
 
 def ask(*argv, **chosen):
     names = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY', 'MMKERNELDNA_VERBOSE')
     env = {key: value for key, value in os.environ.items() if key not in names}
-    done = subprocess.run([sys.executable, '-c', ASK, *argv], env={**env, **chosen}, cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, '-c', ASK, *argv], env={**env, **chosen}, cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
@@ -31,7 +35,8 @@ def test_verbose_reaches_the_imports():
 
 @pytest.mark.parametrize('tool', ['train'])
 def test_help_is_help_and_nothing_else(tool):
-    done = subprocess.run([sys.executable, str(ROOT / 'tools' / f'{tool}.py'), '--help'], capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / f'{tool}.py'), '--help'], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and done.stdout.startswith('usage: ') and done.stderr == ''
     assert 'OneDL' not in done.stdout and '--verbose' in done.stdout

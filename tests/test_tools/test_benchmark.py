@@ -1,4 +1,5 @@
 """tools/benchmark.py on small real configs."""
+
 import csv
 import json
 
@@ -23,8 +24,19 @@ def broken(tmp_path):
 
 
 def test_backbones(tmp_path, broken, capsys):
-    result = measure(tmp_path, f'static={ROOT / STATIC}', f'kdna={ROOT / DETECTOR}', f'{broken}', '--scope', 'backbone',
-                     '--batch', '1', '3', '--size', '64x96')
+    result = measure(
+        tmp_path,
+        f'static={ROOT / STATIC}',
+        f'kdna={ROOT / DETECTOR}',
+        f'{broken}',
+        '--scope',
+        'backbone',
+        '--batch',
+        '1',
+        '3',
+        '--size',
+        '64x96',
+    )
     rows = {(row['name'], row['batch']): row for row in result['rows']}
     assert list(rows) == [(name, batch) for batch in (1, 3) for name in ('static', 'kdna', 'broken')]
     kdna = rows['kdna', 3]
@@ -51,8 +63,9 @@ def check_files(folder, rows):
 @pytest.mark.parametrize('reason', ['threads waited', ''])
 def test_disturbed_measurements_are_marked(tmp_path, monkeypatch, capsys, reason):
     monkeypatch.setattr('mmkerneldna.measure.latency.disturbance', lambda samples, device: reason)
-    row, = measure(tmp_path, str(ROOT / STATIC), '--scope', 'backbone', '--batch', '1', '--size', '64',
-                   '--train-step')['rows']
+    (row,) = measure(tmp_path, str(ROOT / STATIC), '--scope', 'backbone', '--batch', '1', '--size', '64', '--train-step')[
+        'rows'
+    ]
     assert (row['disturbed'], row['train_disturbed']) == (reason or None, reason or None)
     explained = '* the machine was busy with something else'
     for text in (capsys.readouterr().out, (tmp_path / 'benchmark.md').read_text()):
@@ -62,11 +75,22 @@ def test_disturbed_measurements_are_marked(tmp_path, monkeypatch, capsys, reason
 def test_deployed_models(tmp_path):
     """The deployed pair has no child any more; what is counted stays the model as it was built."""
     import mmkerneldna.deploy as package
+
     deployed, real = [], package.deploy
     package.deploy = lambda *args, **options: deployed.append(real(*args, **options)) or deployed[-1]
     try:
-        result = measure(tmp_path, f'static={ROOT / STATIC}', f'kdna={ROOT / DETECTOR}', '--batch', '1', '--size', '64',
-                         '--proposals', '20', '--deploy')
+        result = measure(
+            tmp_path,
+            f'static={ROOT / STATIC}',
+            f'kdna={ROOT / DETECTOR}',
+            '--batch',
+            '1',
+            '--size',
+            '64',
+            '--proposals',
+            '20',
+            '--deploy',
+        )
     finally:
         package.deploy = real
     assert [row['error'] for row in result['rows']] == [None, None]
@@ -76,8 +100,7 @@ def test_deployed_models(tmp_path):
 
 
 def test_whole_models_and_training_steps(tmp_path):
-    result = measure(tmp_path, str(ROOT / DETECTOR), str(ROOT / SEGMENTER), '--batch', '2', '--size', '64x64',
-                     '--train-step')
+    result = measure(tmp_path, str(ROOT / DETECTOR), str(ROOT / SEGMENTER), '--batch', '2', '--size', '64x64', '--train-step')
     for row in result['rows']:
         assert row['error'] is None and row['train_error'] is None
         assert min(row['latency_ms'], row['train_step_ms'], row['gmacs']) > 0
@@ -86,8 +109,20 @@ def test_whole_models_and_training_steps(tmp_path):
 
 
 def test_variants_of_an_upstream_config(tmp_path):
-    result = measure(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', '--variant', 'static', 'kdna', 'odconv4x',
-                     '--scope', 'backbone', '--batch', '1', '--size', '64')
+    result = measure(
+        tmp_path,
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        '--variant',
+        'static',
+        'kdna',
+        'odconv4x',
+        '--scope',
+        'backbone',
+        '--batch',
+        '1',
+        '--size',
+        '64',
+    )
     static, kdna, odconv = result['rows']
     assert [row['name'] for row in result['rows']] == ['static', 'kdna', 'odconv4x']
     assert kdna['unique_params_m'] < static['unique_params_m'] < odconv['unique_params_m'] / 2
@@ -96,10 +131,11 @@ def test_variants_of_an_upstream_config(tmp_path):
 def test_fixed_proposals(tmp_path, capsys):
     """DyConv's RPN finds another number of boxes than the static net's (tests/test_measure/test_fixed_proposals.py)."""
     dyconv = tmp_path / 'dyconv.py'
-    dyconv.write_text(f"_base_ = {str(ROOT / STATIC)!r}\nmodel = dict(backbone=dict(_delete_=True, type='DynamicConvs', "
-                      "conv='dyconv4x', module=_base_.model.backbone))\n")
-    argv = [f'static={ROOT / STATIC}', f'dyconv={dyconv}', f'seg={ROOT / SEGMENTER}',
-            '--batch', '2', '--size', '64x96']
+    dyconv.write_text(
+        f"_base_ = {str(ROOT / STATIC)!r}\nmodel = dict(backbone=dict(_delete_=True, type='DynamicConvs', "
+        "conv='dyconv4x', module=_base_.model.backbone))\n"
+    )
+    argv = [f'static={ROOT / STATIC}', f'dyconv={dyconv}', f'seg={ROOT / SEGMENTER}', '--batch', '2', '--size', '64x96']
     result = measure(tmp_path, *argv, '--proposals', '60')
     assert result['settings']['proposals'] == 60
     assert [(row['name'], row['proposals']) for row in result['rows']] == [('static', 60), ('dyconv', 60), ('seg', None)]
@@ -128,22 +164,25 @@ def test_config_options_reach_every_config(tmp_path):
 
 
 def test_size_comes_from_the_config(tmp_path):
-    row, = measure(tmp_path, str(ROOT / SEGMENTER), '--batch', '1')['rows']
+    (row,) = measure(tmp_path, str(ROOT / SEGMENTER), '--batch', '1')['rows']
     assert (row['height'], row['width']) == (160, 160)
 
 
-@pytest.mark.parametrize('argv, message', [
-    ([str(ROOT / STATIC), str(ROOT / STATIC)], 'write NAME=CONFIG'),
-    ([str(ROOT / STATIC), '--size', '1x2x3'], "argument --size: size '1x2x3' is neither N nor HxW"),
-    ([str(ROOT / STATIC), '--size', '64', '0'], "argument --size: size '0' is neither N nor HxW"),
-    ([str(ROOT / 'configs/shapes/nothing.py')], 'does not exist'),
-    ([str(ROOT / STATIC), '--proposals', '0'], '--proposals 0: at least 1'),
-    ([str(ROOT / STATIC), '--proposals', '9', '--scope', 'backbone'], 'is for two-stage detectors with --scope model'),
-    ([str(ROOT / STATIC), '--compile'], '--compile is an option of the deployed model: add --deploy'),
-    ([str(ROOT / STATIC), '--cuda-graph'], '--cuda-graph is an option of the deployed model: add --deploy'),
-    ([str(ROOT / SEGMENTER), '--proposals', '9'], 'no model here has an RPN'),
-    ([str(ROOT / STATIC), '--proposals', '5000', '--size', '64'], 'an image of 64x64 has'),
-])
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        ([str(ROOT / STATIC), str(ROOT / STATIC)], 'write NAME=CONFIG'),
+        ([str(ROOT / STATIC), '--size', '1x2x3'], "argument --size: size '1x2x3' is neither N nor HxW"),
+        ([str(ROOT / STATIC), '--size', '64', '0'], "argument --size: size '0' is neither N nor HxW"),
+        ([str(ROOT / 'configs/shapes/nothing.py')], 'does not exist'),
+        ([str(ROOT / STATIC), '--proposals', '0'], '--proposals 0: at least 1'),
+        ([str(ROOT / STATIC), '--proposals', '9', '--scope', 'backbone'], 'is for two-stage detectors with --scope model'),
+        ([str(ROOT / STATIC), '--compile'], '--compile is an option of the deployed model: add --deploy'),
+        ([str(ROOT / STATIC), '--cuda-graph'], '--cuda-graph is an option of the deployed model: add --deploy'),
+        ([str(ROOT / SEGMENTER), '--proposals', '9'], 'no model here has an RPN'),
+        ([str(ROOT / STATIC), '--proposals', '5000', '--size', '64'], 'an image of 64x64 has'),
+    ],
+)
 def test_mistakes(argv, message, tmp_path, capsys):
     assert run_tool('benchmark.py', [*argv, *QUICK, '--out-dir', str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

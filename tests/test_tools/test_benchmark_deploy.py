@@ -1,4 +1,5 @@
 """tools/benchmark_deploy.py: whole detectors do equal work."""
+
 import pytest
 from mmdet.models.roi_heads import StandardRoIHead
 from tiny_runs import run_tool
@@ -24,6 +25,7 @@ def boxes(monkeypatch):
 def small_detectors(monkeypatch):
     """The shapes detectors in the place of the COCO ones."""
     import mmengine.hub
+
     get_config = mmengine.hub.get_config
     monkeypatch.setattr(mmengine.hub, 'get_config', lambda path: get_config(SMALL['kdna' in path]))
 

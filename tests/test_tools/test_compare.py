@@ -1,4 +1,5 @@
 """tools/compare.py: nothing is run twice, a killed run is resumed, failures don't stop the others."""
+
 import fcntl
 import json
 
@@ -18,7 +19,7 @@ from mmkerneldna.runs.side_by_side import interleaved_cost, measure
 from mmkerneldna.runs.study import Study
 
 # Stands in for train.py and test.py: notes its call, leaves what mmengine leaves, or dies.
-FAKE = '''
+FAKE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -35,7 +36,7 @@ if tool == 'train':
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_3.pth'))
 else:
     write_stamp(work_dir, '20260102_000000', cfg, test={{'coco/bbox_mAP': 0.25, **cost(9.0)}})
-'''
+"""
 
 
 @pytest.fixture
@@ -47,9 +48,14 @@ def tools(tmp_path):
     return folder
 
 
-def make_run(tmp_path, seed=0, digest='abc', options=('a.b=1', )):
-    return Run(Variant('kdna', 'a.py'), seed, tmp_path / 'kdna' / f'seed_{seed}',
-               dict(config=digest, seed=seed, train_flags=[]), options)
+def make_run(tmp_path, seed=0, digest='abc', options=('a.b=1',)):
+    return Run(
+        Variant('kdna', 'a.py'),
+        seed,
+        tmp_path / 'kdna' / f'seed_{seed}',
+        dict(config=digest, seed=seed, train_flags=[]),
+        options,
+    )
 
 
 def calls(tools):
@@ -62,8 +68,10 @@ def test_a_run_is_trained_and_tested_once(tmp_path, tools):
     row = execute(run, ['--amp'], lines.append, tools)
     assert (row['score'], row['score_from'], row['variant'], row['seed']) == (25.0, 'test', 'kdna', 5)
     work = str(run.work_dir)
-    assert calls(tools) == [f'train a.py --work-dir {work} --resume --seed 5 --amp --cfg-options a.b=1',
-                            f'test a.py {work}/epoch_3.pth --work-dir {work} --cfg-options a.b=1']
+    assert calls(tools) == [
+        f'train a.py --work-dir {work} --resume --seed 5 --amp --cfg-options a.b=1',
+        f'test a.py {work}/epoch_3.pth --work-dir {work} --cfg-options a.b=1',
+    ]
     assert lines == ['mmengine - INFO - working'] * 2 and 'working' in (run.work_dir / 'train.log').read_text()
     assert execute(make_run(tmp_path, seed=5), ['--amp'], lines.append, tools) == row
     assert len(calls(tools)) == 2
@@ -116,16 +124,21 @@ def test_interrupted_comparison_stops_its_tool(tmp_path, tools):
     assert not run.trained
 
 
-@pytest.mark.parametrize('text, expected', [
-    ('x/a.py', Variant('a', 'x/a.py')),
-    ('kdna=x/a.py', Variant('kdna', 'x/a.py')),
-    ('mmdet::x/a.py', Variant('a', 'mmdet::x/a.py')),
-    ('k=mmdet::x/a.py', Variant('k', 'mmdet::x/a.py')),
-    ('se:backbone.type=SENet', Variant('se', 'base.py', ('model.backbone.type=SENet', ))),
-    ('od:backbone.conv_cfg.type=ODConv2d decode_head.channels=8 iters=5',
-     Variant('od', 'base.py', ('model.backbone.conv_cfg.type=ODConv2d', 'model.decode_head.channels=8', 'iters=5'))),
-    ("w:a.b='[1, 2]'", Variant('w', 'base.py', ('a.b=[1, 2]', ))),
-])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('x/a.py', Variant('a', 'x/a.py')),
+        ('kdna=x/a.py', Variant('kdna', 'x/a.py')),
+        ('mmdet::x/a.py', Variant('a', 'mmdet::x/a.py')),
+        ('k=mmdet::x/a.py', Variant('k', 'mmdet::x/a.py')),
+        ('se:backbone.type=SENet', Variant('se', 'base.py', ('model.backbone.type=SENet',))),
+        (
+            'od:backbone.conv_cfg.type=ODConv2d decode_head.channels=8 iters=5',
+            Variant('od', 'base.py', ('model.backbone.conv_cfg.type=ODConv2d', 'model.decode_head.channels=8', 'iters=5')),
+        ),
+        ("w:a.b='[1, 2]'", Variant('w', 'base.py', ('a.b=[1, 2]',))),
+    ],
+)
 def test_variants(text, expected):
     assert parse_variant(text, 'base.py') == expected
 
@@ -137,8 +150,11 @@ def test_bad_variants(text):
 
 
 def test_gain_is_over_the_first_variant():
-    rows = [dict(name=f'{variant}, seed {seed}', variant=variant, seed=seed, task='detection', score=score)
-            for variant, scores in (('b', (30.0, 32.0)), ('a', (20.0, 24.0))) for seed, score in enumerate(scores)]
+    rows = [
+        dict(name=f'{variant}, seed {seed}', variant=variant, seed=seed, task='detection', score=score)
+        for variant, scores in (('b', (30.0, 32.0)), ('a', (20.0, 24.0)))
+        for seed, score in enumerate(scores)
+    ]
     rows.append(dict(name='c, seed 0', variant='c', seed=0, score=None, note='failed, see train.log'))
     a, b, c = variant_rows(rows, [Variant('a', ''), Variant('b', ''), Variant('c', '')])
     assert (a['score'], a['score_gain'], b['score_gain'], b['runs']) == (22.0, 0.0, 9.0, 2)
@@ -185,7 +201,8 @@ def test_a_report_takes_the_cost_measured_in_turns(tmp_path):
 def test_lengths_reach_training_and_recipe(tmp_path, tools):
     def study(**lengths):
         return Study([Variant('kdna', str(ROOT / SEGMENTER))], tmp_path / 'runs', tools, lengths=lengths)
-    (run, ), configs = study(max_iters=10, max_epochs=None).plan()
+
+    (run,), configs = study(max_iters=10, max_epochs=None).plan()
     assert configs['kdna'].train_cfg.max_iters == 10 and configs['kdna'].param_scheduler[1].end == 10
     study(max_iters=10).run(run, Console())
     train, test = calls(tools)
@@ -200,7 +217,8 @@ def test_steps_are_shown_and_kept_out_of_the_log(tmp_path, tools):
     fake = (tools / 'train.py').read_text()
     (tools / 'train.py').write_text(
         fake + "import os\nassert os.environ['MMKERNELDNA_PROGRESS_EVENTS']\n"
-        """print('progress: {"phase": "train", "done": 1, "total": 2}', flush=True)\n""")
+        """print('progress: {"phase": "train", "done": 1, "total": 2}', flush=True)\n"""
+    )
     lines = []
     execute(run, [], lines.append, tools)
     assert Step('train', 1, 2) in [read_event(line) for line in lines]
@@ -217,8 +235,20 @@ def test_comparison_end_to_end(shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     static = 'configs/shapes/upernet_r18_shapes.py'
-    argv = [f'static={ROOT / static}', '--work-dir', str(tmp_path), '--size', '64', '--repeats', '2', '--device', 'cpu',
-            '--cfg-options', f'data_root={shapes}', *SMALL[SEGMENTER]]
+    argv = [
+        f'static={ROOT / static}',
+        '--work-dir',
+        str(tmp_path),
+        '--size',
+        '64',
+        '--repeats',
+        '2',
+        '--device',
+        'cpu',
+        '--cfg-options',
+        f'data_root={shapes}',
+        *SMALL[SEGMENTER],
+    ]
     broken = ['--variant', 'broken:backbone.type=NoSuchNet']
     assert run_tool('compare.py', [*broken, *argv]) == 1, 'a failed variant must show in the exit status'
     rows = {row['name']: row for row in json.loads((tmp_path / 'report.json').read_text())['rows']}

@@ -1,4 +1,5 @@
 """tools/convert_checkpoint.py end to end; the layouts themselves have tests of their own."""
+
 import torch
 from mmengine.registry import MODELS
 from tiny_runs import run_tool
@@ -14,7 +15,7 @@ def released(arch, ours):
     for name, prefix in layout.rename.items():
         for key, value in ours.items():
             if key.startswith(prefix + '.'):
-                theirs[name + key[len(prefix):]] = value
+                theirs[name + key[len(prefix) :]] = value
     for name, parts in layout.slices.items():
         theirs[name] = torch.stack([ours[part] for part in parts])
     return theirs
@@ -27,8 +28,9 @@ def test_converted_weights_load_into_the_backbone(tmp_path, capfd):
     torch.save(dict(state_dict=released('resnet18', net.state_dict())), tmp_path / 'released.pth')
     argv = ['kdna-resnet18', str(tmp_path / 'released.pth'), str(tmp_path / 'ours.pth')]
     assert run_tool('convert_checkpoint.py', argv) == 0
-    fresh = MODELS.build(dict(type='KDNAResNet', depth=18,
-                              init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth'))))
+    fresh = MODELS.build(
+        dict(type='KDNAResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth')))
+    )
     fresh.init_weights()
     expected = net.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in fresh.state_dict().items())

@@ -1,4 +1,5 @@
 """A sample of tools/coverage.py: what docs/coverage.md says of ten folders is what comes out."""
+
 import re
 import subprocess
 import sys
@@ -8,8 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # small nets, one of a kind
-FOLDERS = ('mmdet/ssd', 'mmdet/yolox', 'mmdet/regnet', 'mmdet/faster_rcnn', 'mmdet/swin', 'mmdet/convnext', 'mmseg/unet',
-           'mmseg/erfnet', 'mmseg/mobilenet_v2', 'mmseg/ddrnet')
+FOLDERS = (
+    'mmdet/ssd',
+    'mmdet/yolox',
+    'mmdet/regnet',
+    'mmdet/faster_rcnn',
+    'mmdet/swin',
+    'mmdet/convnext',
+    'mmseg/unet',
+    'mmseg/erfnet',
+    'mmseg/mobilenet_v2',
+    'mmseg/ddrnet',
+)
 
 
 def table(text):
@@ -27,8 +38,21 @@ def table(text):
 def sample(tmp_path_factory):
     out = tmp_path_factory.mktemp('coverage') / 'sample.md'
     # a process of its own: the tool replaces torch's random draws
-    subprocess.run([sys.executable, str(ROOT / 'tools/coverage.py'), '--folders', *FOLDERS, '--variants', 'kdna', 'odconv4x',
-                    '--out', str(out)], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'tools/coverage.py'),
+            '--folders',
+            *FOLDERS,
+            '--variants',
+            'kdna',
+            'odconv4x',
+            '--out',
+            str(out),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return table(out.read_text())
 
 

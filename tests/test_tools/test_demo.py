@@ -1,4 +1,5 @@
 """The demo's bookkeeping: what it runs, what it skips, what makes it start anew. Training and test are replaced."""
+
 import argparse
 from dataclasses import replace
 

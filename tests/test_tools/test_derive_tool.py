@@ -1,4 +1,5 @@
 """tools/derive.py: its files, and that the other tools take them."""
+
 import json
 
 import pytest
@@ -14,8 +15,14 @@ from mmkerneldna.modules import count_parameters
 
 STATIC = str(ROOT / 'configs/shapes/upernet_r18_shapes.py')
 SHARED = str(ROOT / 'configs/shapes/upernet_kdna-r18_shapes.py')
-NARROW = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8', 'model.decode_head.in_channels=(8,16,32,64)',
-          'model.decode_head.channels=8', 'model.auxiliary_head.in_channels=32', 'model.auxiliary_head.channels=8']
+NARROW = [
+    'model.backbone.base_channels=8',
+    'model.backbone.stem_channels=8',
+    'model.decode_head.in_channels=(8,16,32,64)',
+    'model.decode_head.channels=8',
+    'model.auxiliary_head.in_channels=32',
+    'model.auxiliary_head.channels=8',
+]
 
 
 @pytest.fixture(scope='module')
@@ -40,9 +47,33 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
     for i in range(3):
         Image.effect_noise((80 + i, 70), 60).convert('RGB').save(folder / f'{i}.png')
     out = tmp_path / 'derived.pth'
-    code = run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder),
-                                  '--steps', '3', '--batch', '2', '--size', '64', '64', '--device', 'cpu',
-                                  '--residual-rank', '2', '--plan', 'layer4.1.conv1=layer4.1.conv2', '--cfg-options', *NARROW])
+    code = run_tool(
+        'derive.py',
+        [
+            STATIC,
+            '--from',
+            str(static_file),
+            '--out',
+            str(out),
+            '--images',
+            str(folder),
+            '--steps',
+            '3',
+            '--batch',
+            '2',
+            '--size',
+            '64',
+            '64',
+            '--device',
+            'cpu',
+            '--residual-rank',
+            '2',
+            '--plan',
+            'layer4.1.conv1=layer4.1.conv2',
+            '--cfg-options',
+            *NARROW,
+        ],
+    )
     assert code == 0
     printed = capsys.readouterr().out
     assert 'backbone.layer4.1.conv1' in printed and '3 steps of reconstruction' in printed
@@ -64,9 +95,32 @@ def test_a_static_config_as_a_variant(variant, static_file, tmp_path, capsys):
     folder, out = tmp_path / 'images', tmp_path / 'derived.pth'
     folder.mkdir()
     Image.effect_noise((80, 70), 60).convert('RGB').save(folder / '0.png')
-    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(folder),
-                                  '--batch', '2', '--size', '64', '64', '--device', 'cpu', '--variant', variant,
-                                  '--cfg-options', *NARROW]) == 0
+    assert (
+        run_tool(
+            'derive.py',
+            [
+                STATIC,
+                '--from',
+                str(static_file),
+                '--out',
+                str(out),
+                '--images',
+                str(folder),
+                '--batch',
+                '2',
+                '--size',
+                '64',
+                '64',
+                '--device',
+                'cpu',
+                '--variant',
+                variant,
+                '--cfg-options',
+                *NARROW,
+            ],
+        )
+        == 0
+    )
     printed, report = capsys.readouterr().out, json.loads(out.with_suffix('.json').read_text())
     cfg, held = Config.fromfile(out.with_suffix('.py')), torch.load(out, weights_only=True)['state_dict']
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -108,8 +162,25 @@ def test_what_can_not_be_used_is_one_line(static_file, tmp_path, capsys):
 def test_a_plan_from_a_budget_is_written_as_it_came_out(static_file, tmp_path, capsys):
     out = tmp_path / 'derived.pth'
     policy = '{"type": "redundancy", "budget": 0.7, "spatial_scale": false}'
-    assert run_tool('derive.py', [STATIC, '--from', str(static_file), '--out', str(out), '--device', 'cpu', '--plan', policy,
-                                  '--cfg-options', *NARROW]) == 0
+    assert (
+        run_tool(
+            'derive.py',
+            [
+                STATIC,
+                '--from',
+                str(static_file),
+                '--out',
+                str(out),
+                '--device',
+                'cpu',
+                '--plan',
+                policy,
+                '--cfg-options',
+                *NARROW,
+            ],
+        )
+        == 0
+    )
     backbone = Config.fromfile(out.with_suffix('.py')).model.backbone
     assert backbone.plan and all(set(value) == {'parent', 'spatial_scale'} for value in backbone.plan.values())
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -117,8 +188,25 @@ def test_a_plan_from_a_budget_is_written_as_it_came_out(static_file, tmp_path, c
     state = torch.load(out, weights_only=True)['state_dict']
     shared.load_state_dict({key[9:]: value for key, value in state.items() if key.startswith('backbone.')})  # strict
     assert count_parameters(shared) <= 0.7 * count_parameters(dense)
-    assert run_tool('derive.py', [SHARED, '--from', str(static_file), '--out', str(out), '--device', 'cpu',
-                                  '--plan', 'redundancy:0.2', '--cfg-options', *NARROW]) == 2
+    assert (
+        run_tool(
+            'derive.py',
+            [
+                SHARED,
+                '--from',
+                str(static_file),
+                '--out',
+                str(out),
+                '--device',
+                'cpu',
+                '--plan',
+                'redundancy:0.2',
+                '--cfg-options',
+                *NARROW,
+            ],
+        )
+        == 2
+    )
     assert 'grow=True' in capsys.readouterr().err
 
 

@@ -1,4 +1,5 @@
 """tools/dist_train.sh with two processes; without a GPU they talk by gloo."""
+
 import os
 import socket
 import subprocess
@@ -17,13 +18,22 @@ def free_port():
 
 
 def test_two_processes(shapes, tmp_path):
-    config, *flags = train_argv(SEGMENTER, shapes, tmp_path, options=[
-        'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.dataset.pipeline.2.crop_size=(64,64)',
-        'model.data_preprocessor.size=(64,64)'])
+    config, *flags = train_argv(
+        SEGMENTER,
+        shapes,
+        tmp_path,
+        options=[
+            'train_cfg.max_iters=2',
+            'train_cfg.val_interval=2',
+            'train_dataloader.dataset.pipeline.2.crop_size=(64,64)',
+            'model.data_preprocessor.size=(64,64)',
+        ],
+    )
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     env = {**os.environ, 'PATH': path, 'PORT': free_port(), 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(['bash', str(ROOT / 'tools/dist_train.sh'), config, '2', *flags], env=env, capture_output=True,
-                          text=True, timeout=300)
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tools/dist_train.sh'), config, '2', *flags], env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     log = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
     assert 'Distributed training: True' in log and 'GPU number: 2' in log

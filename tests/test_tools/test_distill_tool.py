@@ -1,4 +1,5 @@
 """Distillation by the tools as a user runs them."""
+
 import json
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
 TEACHERS = {DETECTOR: 'configs/shapes/faster-rcnn_r18_fpn_shapes.py', SEGMENTER: 'configs/shapes/upernet_r18_shapes.py'}
-SHORT = {DETECTOR: ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
-         SEGMENTER: ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1']}
+SHORT = {
+    DETECTOR: ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
+    SEGMENTER: ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1'],
+}
 
 
 def weights(config, path):
@@ -40,7 +43,7 @@ def test_a_distilled_student_is_a_plain_model(config, key, shapes, tmp_path):
     assert logged and all(value > 0 for value in logged)
     assert any('cost/unique_params_m' in line for line in scalars(tmp_path / 'run'))
     assert (tmp_path / 'teacher.pth').read_bytes() == before
-    last, = (tmp_path / 'run').glob('*_[12].pth')
+    (last,) = (tmp_path / 'run').glob('*_[12].pth')
     plain = weights(config, tmp_path / 'plain.pth')
     assert list(read_checkpoint(last)['state_dict']) == list(plain.state_dict())
     argv = [str(ROOT / config), str(last), '--work-dir', str(tmp_path / 'test'), '--cfg-options', f'data_root={shapes}']
@@ -51,4 +54,5 @@ def test_a_missing_teacher_is_one_line_before_training(shapes, tmp_path, capfd):
     argv = train_argv(SEGMENTER, shapes, tmp_path, '--distill-from', ROOT / SEGMENTER, tmp_path / 'none.pth')
     assert run_tool('train.py', argv) == 2
     assert [line for line in capfd.readouterr().err.splitlines() if line.startswith('error:')] == [
-        f'error: checkpoint {tmp_path / "none.pth"} does not exist']
+        f'error: checkpoint {tmp_path / "none.pth"} does not exist'
+    ]

@@ -1,4 +1,5 @@
 """tools/doctor.py on good and on broken installations."""
+
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from tiny_runs import ROOT
 DOCTOR = str(ROOT / 'tools' / 'doctor.py')
 
 # Hides modules (and their distributions) from the interpreter, then runs the doctor.
-BLOCKED = '''
+BLOCKED = """
 import importlib.abc, importlib.metadata as metadata, runpy, sys
 hidden, dists, wrong = {hidden!r}, {dists!r}, {wrong!r}
 class Blocker(importlib.abc.MetaPathFinder):
@@ -24,7 +25,7 @@ metadata.version = fake
 sys.meta_path.insert(0, Blocker())
 sys.argv = [{doctor!r}]
 runpy.run_path({doctor!r}, run_name='__main__')
-'''
+"""
 
 
 def doctor(hidden=(), dists=(), wrong=None, flags=()):
@@ -47,12 +48,16 @@ def test_bare_python():
     assert 'WRONG  torch' in done.stdout
 
 
-@pytest.mark.parametrize('hidden, dists, wrong, said', [
-    (('mmseg', ), ('onedl-mmsegmentation', ), {}, "pip install 'onedl-mmsegmentation"),
-    (('mmcv._ext', ), (), {}, "--no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv"),
-    ((), (), {'onedl-mmdetection': '2.28.2'}, "pip install 'onedl-mmdetection"),
-    (('cv2', ), (), {}, 'pip install opencv-python-headless'),
-], ids=['missing package', 'mmcv without ops', 'old version', 'missing OpenCV'])
+@pytest.mark.parametrize(
+    'hidden, dists, wrong, said',
+    [
+        (('mmseg',), ('onedl-mmsegmentation',), {}, "pip install 'onedl-mmsegmentation"),
+        (('mmcv._ext',), (), {}, "--no-build-isolation --no-deps --force-reinstall --no-cache-dir 'onedl-mmcv"),
+        ((), (), {'onedl-mmdetection': '2.28.2'}, "pip install 'onedl-mmdetection"),
+        (('cv2',), (), {}, 'pip install opencv-python-headless'),
+    ],
+    ids=['missing package', 'mmcv without ops', 'old version', 'missing OpenCV'],
+)
 def test_says_what_fixes_it(hidden, dists, wrong, said):
     done = doctor(hidden, dists, wrong)
     assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 A pt2 file takes half a minute to compile; tests/test_deploy has one.
 """
+
 import re
 
 import pytest
@@ -13,14 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkerneldna.layers import ChildConv2d
 
-CONFIG = '''
+CONFIG = """
 _base_ = 'mmkerneldna::shapes/upernet_kdna-r18_shapes.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     backbone=dict(base_channels=8),
     decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
     auxiliary_head=dict(in_channels=32, channels=8))
-'''
+"""
 SIZE = (64, 96)
 
 
@@ -45,12 +46,12 @@ def trained(tmp_path_factory):
 
 
 def export(folder, *flags, checkpoint='epoch_1.pth'):
-    return run_tool('export.py', [str(folder / 'small.py'), str(folder / checkpoint), '--size', '64x96',
-                                  *map(str, flags)])
+    return run_tool('export.py', [str(folder / 'small.py'), str(folder / checkpoint), '--size', '64x96', *map(str, flags)])
 
 
 def run_onnx(path):
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
 
@@ -94,8 +95,9 @@ def test_model_file_returns_the_logits_of_the_image(trained, file_format, tmp_pa
     path = tmp_path / 'model'
     assert export(folder, '--format', file_format, '--scope', 'model', '--dynamic', 'batch', '--out', path) == 0
     metas = [dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE)]
-    assert_agrees(RUNNERS[file_format](path), lambda images: [net.inference(images, metas * len(images))],
-                  [(1, 3, *SIZE), (3, 3, *SIZE)])
+    assert_agrees(
+        RUNNERS[file_format](path), lambda images: [net.inference(images, metas * len(images))], [(1, 3, *SIZE), (3, 3, *SIZE)]
+    )
 
 
 def refused(capfd, status):
@@ -107,7 +109,8 @@ def refused(capfd, status):
 
 def test_missing_checkpoint(trained, capfd):
     assert 'missing/epoch_1.pth does not exist' in refused(
-        capfd, export(trained[0], '--format', 'onnx', checkpoint='missing/epoch_1.pth'))
+        capfd, export(trained[0], '--format', 'onnx', checkpoint='missing/epoch_1.pth')
+    )
 
 
 def test_checkpoint_of_another_model(trained, tmp_path, capfd):
@@ -131,9 +134,13 @@ def test_unknown_format(trained, capfd):
     assert re.search("error: argument --format: invalid choice: 'tflite'.*onnx.*torchscript.*pt2", capfd.readouterr().err)
 
 
-@pytest.mark.parametrize('place, words', [
-    ('nowhere/net.onnx', r'folder \S+/nowhere does not exist: make it, or name a file elsewhere by --out'),
-    ('.', 'is a folder: name a file in it by --out')])
+@pytest.mark.parametrize(
+    'place, words',
+    [
+        ('nowhere/net.onnx', r'folder \S+/nowhere does not exist: make it, or name a file elsewhere by --out'),
+        ('.', 'is a folder: name a file in it by --out'),
+    ],
+)
 def test_target_that_cannot_be_written(trained, tmp_path, place, words, capfd):
     line = refused(capfd, export(trained[0], '--format', 'onnx', '--out', tmp_path / place))
     assert re.search(words, line), line
@@ -147,5 +154,6 @@ def test_size_of_no_image(trained, size, capfd):
 
 
 def test_missing_config(trained, capfd):
-    assert 'config nowhere.py does not exist' in refused(capfd, run_tool(
-        'export.py', ['nowhere.py', str(trained[0] / 'epoch_1.pth'), '--format', 'onnx']))
+    assert 'config nowhere.py does not exist' in refused(
+        capfd, run_tool('export.py', ['nowhere.py', str(trained[0] / 'epoch_1.pth'), '--format', 'onnx'])
+    )

@@ -1,4 +1,5 @@
 """tools/infer.py: pictures, maps and JSON against upstream's own functions; bad input."""
+
 import json
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def weights(tmp_path_factory):
             model = MODELS.build(cfg.model)
         palette = [[40 * i, 255 - 30 * i, 90] for i in range(len(classes))]
         paths[config] = tmp_path_factory.mktemp('weights') / 'epoch_1.pth'
-        torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes, palette=palette))),
-                   paths[config])
+        torch.save(
+            dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes, palette=palette))), paths[config]
+        )
     return paths
 
 
@@ -42,7 +44,7 @@ def pictures(tmp_path):
     return folder
 
 
-def infer(weights, *inputs, out, models=(DETECTOR, ), flags=()):
+def infer(weights, *inputs, out, models=(DETECTOR,), flags=()):
     pairs = [text for config in models for text in (str(ROOT / config), str(weights[config]))]
     return run_tool('infer.py', [*pairs, *map(str, inputs), '--out', str(out), '--device', 'cpu', *flags])
 
@@ -59,8 +61,9 @@ def test_a_detector_and_a_segmenter_side_by_side(weights, pictures, tmp_path, ca
     assert width >= 2 * 96 and height > 64  # two panels, captions below
     detector, segmenter = facts(out, 'wide')['models']
     assert detector['frames'][0]['ms'] > 0 and detector['name'] == Path(DETECTOR).stem
-    reference = inference_detector(init_detector(str(ROOT / DETECTOR), str(weights[DETECTOR]), device='cpu'),
-                                   str(pictures / 'wide.png')).pred_instances
+    reference = inference_detector(
+        init_detector(str(ROOT / DETECTOR), str(weights[DETECTOR]), device='cpu'), str(pictures / 'wide.png')
+    ).pred_instances
     kept = reference[reference.scores >= 0.05]
     objects = detector['frames'][0]['objects']
     assert len(objects) == len(kept) > 0
@@ -79,27 +82,32 @@ def test_a_video_becomes_a_video(weights, tmp_path):
     for shade in (0, 120, 240):
         writer.write(np.full((64, 96, 3), shade, np.uint8))
     writer.release()
-    assert infer(weights, clip, out=out, models=(SEGMENTER, )) == 0
+    assert infer(weights, clip, out=out, models=(SEGMENTER,)) == 0
     capture = cv2.VideoCapture(str(out / 'pictures/clip.mp4'))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     assert len(facts(out, 'clip')['models'][0]['frames']) == 3
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda tmp, w: ['photo.png'], 'photo.png is no config'),
-    (lambda tmp, w: [str(ROOT / DETECTOR)], 'must be followed by its checkpoint'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR]], 'no picture, video or folder is named'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'none.png'], 'none.png does not exist'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'empty'], 'holds no picture'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.png'], 'text.png: not an image'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.mp4'], 'no frame can be read'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.txt'], 'neither a picture nor a video'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), tmp / 'none.pth', tmp / 'fine.png'], 'none.pth does not exist'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[SEGMENTER], tmp / 'fine.png'], 'does not fit FasterRCNN'),
-    (lambda tmp, w: ['none.py', w[SEGMENTER], tmp / 'fine.png'], 'config none.py does not exist'),
-    (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], str(ROOT / DETECTOR), w[DETECTOR], tmp / 'fine.png'],
-     'two models have one name'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda tmp, w: ['photo.png'], 'photo.png is no config'),
+        (lambda tmp, w: [str(ROOT / DETECTOR)], 'must be followed by its checkpoint'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR]], 'no picture, video or folder is named'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'none.png'], 'none.png does not exist'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'empty'], 'holds no picture'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.png'], 'text.png: not an image'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.mp4'], 'no frame can be read'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], tmp / 'text.txt'], 'neither a picture nor a video'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), tmp / 'none.pth', tmp / 'fine.png'], 'none.pth does not exist'),
+        (lambda tmp, w: [str(ROOT / DETECTOR), w[SEGMENTER], tmp / 'fine.png'], 'does not fit FasterRCNN'),
+        (lambda tmp, w: ['none.py', w[SEGMENTER], tmp / 'fine.png'], 'config none.py does not exist'),
+        (
+            lambda tmp, w: [str(ROOT / DETECTOR), w[DETECTOR], str(ROOT / DETECTOR), w[DETECTOR], tmp / 'fine.png'],
+            'two models have one name',
+        ),
+    ],
+)
 def test_bad_input_is_one_line(make, message, weights, tmp_path, capfd):
     (tmp_path / 'empty').mkdir()
     for name in ('text.png', 'text.mp4', 'text.txt'):

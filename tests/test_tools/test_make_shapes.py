@@ -1,4 +1,5 @@
 """tools/make_shapes.py: what it writes, that it writes it once, and that the training tool sends its users there."""
+
 import re
 import shlex
 
@@ -49,7 +50,7 @@ def test_the_command_in_the_training_tools_error_makes_the_data(config, tmp_path
     root = tmp_path / 'shapes'
     argv = train_argv(config, root, tmp_path / 'run')
     assert run_tool('train.py', argv) == 2
-    error, = re.findall('^error: .*', capfd.readouterr().err, re.MULTILINE)
+    (error,) = re.findall('^error: .*', capfd.readouterr().err, re.MULTILINE)
     command = shlex.split(re.search('`(.*)`', error).group(1))
     assert command[:2] == ['python', 'tools/make_shapes.py']
     cfg = launch.load_config(argv[0], dict(data_root=str(root)))

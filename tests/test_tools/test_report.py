@@ -1,4 +1,5 @@
 """tools/report.py on hand-written work_dirs."""
+
 import csv
 import json
 import re
@@ -65,7 +66,7 @@ def test_page_is_complete_and_self_contained(runs, tmp_path):
     assert (best['latency ms'], best['GMACs']) == ('25.00', '2.000')
     assert (best['unique M'], best['deployed M']) == ('10.000', '15.000')
     assert (unfinished['box AP'], unfinished['latency ms']) == ('-', '-') and 'no evaluation' in unfinished['note']
-    fcn, = segmentation
+    (fcn,) = segmentation
     assert (fcn['run'], fcn['mIoU'], fcn['score from']) == ('fcn', '40.0', 'last val')
     assert len(page.links) == 1 and page.links[0].startswith('data:image/png;base64,')
     assert not re.search(r'https?://|url\(|@import', text)
@@ -86,7 +87,7 @@ def test_seeds_become_mean_and_spread(tmp_path):
     for seed, score in enumerate((0.2, 0.3)):
         detection_run(tmp_path / 'runs' / f'seed_{seed}', test=score, seed=seed)
     page = Page((make(tmp_path, tmp_path / 'runs', '--seeds') / 'report.html').read_text())
-    row, = as_rows(page.tables[0])
+    (row,) = as_rows(page.tables[0])
     assert (row['run'], row['seeds'], row['box AP']) == ('faster-rcnn', '2', '25.0 ± 7.1')
     assert row['latency ms'] == '21.00 ± 0.00'
 

@@ -1,4 +1,5 @@
 """A run killed by SIGKILL and resumed reaches bit for bit the weights of a run that was left alone."""
+
 import os
 
 import pytest
@@ -19,9 +20,11 @@ def assert_same_run(one, other):
 
 def killed_run(config, data, work_dir, at):
     deadly = work_dir.parent / 'deadly.py'
-    deadly.write_text(f"_base_ = {str(ROOT / config)!r}\n"
-                      "custom_imports = dict(imports=['mmkerneldna', 'kill_hook'])\n"
-                      f"custom_hooks = [dict(type='KillHook', at={at})]\n")
+    deadly.write_text(
+        f'_base_ = {str(ROOT / config)!r}\n'
+        "custom_imports = dict(imports=['mmkerneldna', 'kill_hook'])\n"
+        f"custom_hooks = [dict(type='KillHook', at={at})]\n"
+    )
     killed = run_process('train.py', [str(deadly), *train_argv(config, data, work_dir)[1:]])
     assert killed.returncode == -9, killed.stderr
 
@@ -30,10 +33,11 @@ def cut_short(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize('config, last, kill_at, cut, resumed_from', [
-    (DETECTOR, 'epoch_3.pth', 7, 'epoch_2.pth', 'epoch_1.pth'),
-    (SEGMENTER, 'iter_6.pth', 4, None, 'iter_4.pth'),
-], ids=['detector, last checkpoint cut short', 'segmenter, other number of workers'])
+@pytest.mark.parametrize(
+    'config, last, kill_at, cut, resumed_from',
+    [(DETECTOR, 'epoch_3.pth', 7, 'epoch_2.pth', 'epoch_1.pth'), (SEGMENTER, 'iter_6.pth', 4, None, 'iter_4.pth')],
+    ids=['detector, last checkpoint cut short', 'segmenter, other number of workers'],
+)
 def test_killed_and_resumed(config, last, kill_at, cut, resumed_from, shapes, tmp_path, capfd):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     # 'numpy' and 'random' state must not leak from one run into the next: each draws from (seed, position) only.

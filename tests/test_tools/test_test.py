@@ -1,4 +1,5 @@
 """tools/test.py: scores, dumps, and refusals."""
+
 import json
 import os
 import pickle
@@ -26,8 +27,16 @@ def checkpoints(tmp_path_factory):
 
 
 def test_argv(config, checkpoint, data, work_dir, *flags):
-    return [str(ROOT / config), str(checkpoint), '--work-dir', str(work_dir), *map(str, flags),
-            '--cfg-options', f'data_root={data}', *SMALL[config]]
+    return [
+        str(ROOT / config),
+        str(checkpoint),
+        '--work-dir',
+        str(work_dir),
+        *map(str, flags),
+        '--cfg-options',
+        f'data_root={data}',
+        *SMALL[config],
+    ]
 
 
 test_argv.__test__ = False
@@ -39,8 +48,10 @@ def metrics(work_dir):
 
 def test_detector(checkpoints, shapes, tmp_path):
     out, painted = tmp_path / 'out.pkl', tmp_path / 'painted'
-    assert run_tool('test.py', test_argv(DETECTOR, checkpoints[DETECTOR], shapes, tmp_path, '--out', out,
-                                         '--show-dir', painted)) == 0
+    assert (
+        run_tool('test.py', test_argv(DETECTOR, checkpoints[DETECTOR], shapes, tmp_path, '--out', out, '--show-dir', painted))
+        == 0
+    )
     assert 0 <= metrics(tmp_path)['coco/bbox_mAP'] <= 1
     assert len(pickle.loads(out.read_bytes())) == 2
     assert len(list(tmp_path.rglob('painted/*.png')) + list(tmp_path.rglob('painted/*.jpg'))) == 2
@@ -80,11 +91,14 @@ def test_flags_of_a_deployed_model_alone_are_a_mistake(flag, shapes, tmp_path, c
     assert f'error: {flag} is an option of the deployed model: add --deploy' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('spoil, pattern', [
-    ('other model', r'does not fit EncoderDecoder: of the \d+ entries of the model \d+ are missing'),
-    ('cut short', r'cut short, damaged'),
-    ('gone', r'does not exist'),
-])
+@pytest.mark.parametrize(
+    'spoil, pattern',
+    [
+        ('other model', r'does not fit EncoderDecoder: of the \d+ entries of the model \d+ are missing'),
+        ('cut short', r'cut short, damaged'),
+        ('gone', r'does not exist'),
+    ],
+)
 def test_refused_checkpoint(spoil, pattern, checkpoints, shapes, tmp_path, capfd):
     path = tmp_path / 'spoilt.pth'
     if spoil != 'gone':

@@ -1,4 +1,5 @@
 """Errors of tools/train.py: one line, before training, exit status 2."""
+
 import re
 from pathlib import Path
 
@@ -23,13 +24,22 @@ MISTAKES = {
     'missing annotation file': (DETECTOR, ['train_dataloader.dataset.ann_file=annotations/none.json'], r'none\.json'),
     'missing image folder': (SEGMENTER, ['train_dataloader.dataset.data_prefix.img_path=nowhere'], r'nowhere'),
     'missing data root': (DETECTOR, ['data_root=/nonexistent/shapes'], r'/nonexistent/shapes'),
-    'other number of classes, detector': (DETECTOR, ['model.roi_head.bbox_head.num_classes=9'],
-                                          r'model\.roi_head\.bbox_head\.num_classes is 9.* has 6 classes'),
-    'other number of classes, segmenter': (SEGMENTER, ['model.decode_head.num_classes=19'],
-                                           r'model\.decode_head\.num_classes is 19.* has 7 classes'),
+    'other number of classes, detector': (
+        DETECTOR,
+        ['model.roi_head.bbox_head.num_classes=9'],
+        r'model\.roi_head\.bbox_head\.num_classes is 9.* has 6 classes',
+    ),
+    'other number of classes, segmenter': (
+        SEGMENTER,
+        ['model.decode_head.num_classes=19'],
+        r'model\.decode_head\.num_classes is 19.* has 7 classes',
+    ),
     'misspelt optimizer': (DETECTOR, ['optim_wrapper.optimizer.type=AdmW'], r"type='AdmW' is not registered.*AdamW"),
-    'schedule of less than an iteration': (DETECTOR, ['param_scheduler.1.end=0.1'],
-                                           r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations: .*; set param_'),
+    'schedule of less than an iteration': (
+        DETECTOR,
+        ['param_scheduler.1.end=0.1'],
+        r'param_scheduler\.1 .*end=0\.1 .*max_epochs=3 of 3 iterations: .*; set param_',
+    ),
     'load_from a missing file': (DETECTOR, ['load_from=/nonexistent/a.pth'], r'/nonexistent/a\.pth does not exist'),
 }
 
@@ -52,8 +62,11 @@ def test_one_line_before_training(mistake, shapes, tmp_path, capfd):
 
 def test_schedule_without_a_step_is_refused_before_anything_is_written(shapes, tmp_path, capfd):
     line = failure(train_argv(SEGMENTER, shapes, tmp_path, options=['param_scheduler.0.begin=40']), capfd)
-    assert re.search(r'param_scheduler\.0 \(LinearLR\) .*begin=40, end=40.*max_iters=6: .*; set param_scheduler\.0\.end '
-                     r'above 40', line), line
+    assert re.search(
+        r'param_scheduler\.0 \(LinearLR\) .*begin=40, end=40.*max_iters=6: .*; set param_scheduler\.0\.end '
+        r'above 40',
+        line,
+    ), line
     assert not list(tmp_path.iterdir())
 
 
@@ -74,8 +87,7 @@ def test_work_dir_that_is_not_writable(shapes, tmp_path, capfd):
 
 def test_resume_from_weights_alone(shapes, tmp_path, capfd):
     torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
-    assert 'no optimizer state' in failure(
-        train_argv(DETECTOR, shapes, tmp_path, '--resume', tmp_path / 'weights.pth'), capfd)
+    assert 'no optimizer state' in failure(train_argv(DETECTOR, shapes, tmp_path, '--resume', tmp_path / 'weights.pth'), capfd)
 
 
 def test_auto_scale_lr_needs_a_base(shapes, tmp_path, capfd):

@@ -1,4 +1,5 @@
 """Runs of tools/train.py and tools/test.py small enough for a test: the shapes configs on twelve small images."""
+
 import os
 import runpy
 import subprocess
@@ -11,19 +12,41 @@ ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
 SEGMENTER = 'configs/shapes/upernet_kdna-r18_shapes.py'
 SMALL = {
-    DETECTOR: ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=4',
-               'train_dataloader.dataset.pipeline.2.scale=(96,96)', 'val_dataloader.dataset.pipeline.1.scale=(96,96)',
-               'default_hooks.checkpoint.max_keep_ckpts=3'],
-    SEGMENTER: ['train_cfg.max_iters=6', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=2',
-                'model.data_preprocessor.size=(96,96)', 'train_dataloader.dataset.pipeline.2.crop_size=(96,96)',
-                'default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=5'],
+    DETECTOR: [
+        'train_cfg.max_epochs=3',
+        'train_cfg.val_interval=3',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+        'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+        'default_hooks.checkpoint.max_keep_ckpts=3',
+    ],
+    SEGMENTER: [
+        'train_cfg.max_iters=6',
+        'train_cfg.val_interval=3',
+        'train_dataloader.batch_size=2',
+        'model.data_preprocessor.size=(96,96)',
+        'train_dataloader.dataset.pipeline.2.crop_size=(96,96)',
+        'default_hooks.checkpoint.interval=2',
+        'default_hooks.checkpoint.max_keep_ckpts=5',
+    ],
 }
 
 
 def train_argv(config, data, work_dir, *flags, options=()):
     """Arguments of tools/train.py for a small, seeded run."""
-    return [str(ROOT / config), '--work-dir', str(work_dir), '--seed', '3', '--deterministic', *map(str, flags),
-            '--cfg-options', f'data_root={data}', *SMALL[config], *options]
+    return [
+        str(ROOT / config),
+        '--work-dir',
+        str(work_dir),
+        '--seed',
+        '3',
+        '--deterministic',
+        *map(str, flags),
+        '--cfg-options',
+        f'data_root={data}',
+        *SMALL[config],
+        *options,
+    ]
 
 
 def run_tool(tool, argv):
@@ -45,5 +68,6 @@ def run_tool(tool, argv):
 def run_process(tool, argv):
     """Run a tool in a process of its own."""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}{os.pathsep}{Path(__file__).parent}'}
-    return subprocess.run([sys.executable, str(ROOT / 'tools' / tool), *argv], env=env, capture_output=True, text=True,
-                          timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / tool), *argv], env=env, capture_output=True, text=True, timeout=300
+    )
