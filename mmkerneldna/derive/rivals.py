@@ -117,14 +117,14 @@ def start_rivals(rivals: Mapping[str, nn.Module], twin: nn.Module) -> list[Rival
     return [_row(path, layer, twin.get_submodule(path)) for path, layer in rivals.items()]
 
 
-def _row(path: str, layer: nn.Module, conv: nn.Conv2d) -> RivalRow:
+def _row(path: str, layer: nn.Module, conv: nn.Module) -> RivalRow:
     error, reason = start_error(layer, conv), layer.no_static_start()
     if reason is None and not error < TOLERANCE:
         reason = f'its output is off by {error:.2g} of that of the static convolution'
     return RivalRow(path, type(layer).__name__, EXACT if reason is None else NEW, error, reason)
 
 
-def start_error(layer: nn.Module, conv: nn.Conv2d) -> float:
+def start_error(layer: nn.Module, conv: nn.Module) -> float:
     """||difference|| / ||static output|| on noise, the layer in evaluation mode."""
     layer.eval()
     sides = [max(8, dilation * (side - 1) + 1) for side, dilation in zip(conv.kernel_size, conv.dilation)]
