@@ -8,7 +8,7 @@ MMCV := $(shell grep '^onedl-mmcv==' requirements.txt)
 TEST_JOBS ?= 2
 PY := $(VENV)/bin/python
 # pip's whole output is in the log
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet --log $(VENV)/setup.log
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet --log $(VENV)/setup.log --progress-bar off
 STAMPS := $(VENV)/.stamps
 # another TORCH or another mmcv version is another stamp, so mmcv is compiled again, never by a plain `pip install -r`
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' "$(TORCH)" | cksum | cut -d' ' -f1)
@@ -60,7 +60,7 @@ $(TORCH_STAMP): $(STAMPS)/venv
 # CUDA ops are compiled when torch has CUDA and nvcc is there. No wheel cache: pip's key does not know the torch build.
 $(MMCV_STAMP): $(TORCH_STAMP)
 	@echo "installing $(MMCV) with ops (compiling takes some minutes unless a wheel is at hand)"
-	@if command -v nvcc >/dev/null && $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; \
+	@if command -v nvcc >/dev/null && $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; \
 	 then export FORCE_CUDA=1; else export CUDA_VISIBLE_DEVICES= FORCE_CUDA=0; fi; \
 	 $(PIP) --no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV)
 	@touch $@
