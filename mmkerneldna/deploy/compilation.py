@@ -8,10 +8,10 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ..torch_internals import compiler_errors
 from .cuda_graphs import graphed
 from .probe import device_of
 from .regions import Region, guarded, regions
-from .torch_internals import compiler_errors
 
 #: sizes kept by default
 MAX_SIZES = 8

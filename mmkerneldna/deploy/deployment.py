@@ -14,13 +14,13 @@ from ..anatomy import rewrap, unwrap
 from ..errors import KernelDNAError
 from ..layers import ChildConv2d
 from ..modules import count_parameters, is_plain_conv, to_memory_format
+from ..torch_internals import onednn_computes
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .fuse import fuse_steps
 from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
-from .torch_internals import onednn_computes
 
 #: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
 #: weights once (some 1e-6 in a deep net); folding a norm into the wrong conv is off by 1e-2 and more.

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from ..anatomy import backbone_of, has_proposals, heads_of, is_whole, task_of
 from ..errors import KernelDNAError
 from ..modules import slots
-from .torch_internals import read_aot_package, write_aot_package
+from ..torch_internals import read_aot_package, write_aot_package
 
 SCOPES = ('backbone', 'neck', 'model')
 DYNAMIC = ('both', 'batch', 'none')

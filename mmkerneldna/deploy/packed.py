@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules import conv_arguments, is_plain_conv, slots
-from .torch_internals import pack_kernel, packed_conv, packed_conv_add
+from ..torch_internals import pack_kernel, packed_conv, packed_conv_add
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ..torch_internals import is_transformed
 from .per_sample import PaddingLike
 
 
@@ -71,12 +71,8 @@ def can_recompute(x: Tensor, padding) -> bool:
         and not isinstance(padding, str)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not _transformed()
+        and not is_transformed()
     )
-
-
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

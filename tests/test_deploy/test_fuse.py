@@ -13,7 +13,7 @@ from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.deployment import lean_copy
 from mmkerneldna.deploy.fuse import fuse_steps
 from mmkerneldna.deploy.packed import RELU, Activation, PackedConv2d, pack_convs
-from mmkerneldna.deploy.torch_internals import onednn_computes
+from mmkerneldna.torch_internals import onednn_computes
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
 
