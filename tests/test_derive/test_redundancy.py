@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mmdet.models.necks import FPN
 from mmseg.models.backbones.resnet import ResNet
@@ -35,6 +35,7 @@ def spoken(result):
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(0, 2**31))
+@example(2, 1, 3, 1)  # converges slowly
 def test_the_closest_scales_against_the_rank_one_problem(out_channels, in_channels, k, seed):
     """With one input channel and a parent of ones the best factors are the best rank-one matrix: its SVD."""
     draw = torch.Generator().manual_seed(seed)
