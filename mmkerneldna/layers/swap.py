@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from .._registry import build_inner
-from ..modules import count_parameters, is_plain_conv, replace
+from ..modules import conv_arguments, count_parameters, is_plain_conv, replace
 from ..variants import get_variant
 from .match import SwapError, match_convs, net_names
 
@@ -142,18 +142,7 @@ def _build(cls: type, convs: dict[str, nn.Conv2d], options: dict[str, Any], reas
     swapped = {}
     for path, conv in convs.items():
         try:
-            swapped[path] = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.groups,
-                conv.bias is not None,
-                conv.padding_mode,
-                **options,
-            )
+            swapped[path] = cls(*conv_arguments(conv).values(), **options)
         except ValueError as error:
             reasons[path] = str(error)
     return swapped
