@@ -24,13 +24,13 @@ from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
-from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.anatomy import has_proposals
 from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.launch.arguments import (
+    add_cfg_options_argument,
     add_deploy_arguments,
     add_device_argument,
     add_variant_argument,
@@ -80,7 +80,7 @@ def parse_args():
         help='two-stage detectors: as many proposals per image, and '
         'the same second stage, in every model (default: what random weights find)',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override every config')
+    add_cfg_options_argument(parser, 'every config')
     add_device_argument(parser)
     parser.add_argument(
         '--amp', nargs='?', const='bf16', default='fp32', choices=list(PRECISIONS), help='autocast (bf16 if no type is named)'

@@ -21,7 +21,7 @@ import torch
 from mmkerneldna.checkpoints import convert_dcd, convert_fdconv, convert_kernelwarehouse, convert_odconv, convert_official
 from mmkerneldna.checkpoints.loading import CheckpointError, read_checkpoint
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_verbose_argument
+from mmkerneldna.launch.arguments import add_unsafe_argument, add_verbose_argument
 
 CONVERTERS = {
     'kdna-resnet18': partial(convert_official, arch='resnet18'),
@@ -40,11 +40,7 @@ def parse_args():
     parser.add_argument('net', choices=CONVERTERS, help='what the checkpoint holds')
     parser.add_argument('source', help='released checkpoint')
     parser.add_argument('target', help='file to write')
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read a file that holds more than weights; that can run code: only for files you trust',
-    )
+    add_unsafe_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()
 

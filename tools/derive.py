@@ -19,7 +19,6 @@ from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
-from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.anatomy import backbone_of
@@ -28,7 +27,14 @@ from mmkerneldna.checkpoints.remote import fetch
 from mmkerneldna.derive import Reconstruction, derive
 from mmkerneldna.derive.outputs import check_out, write_outputs
 from mmkerneldna.errors import one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_variant_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import (
+    add_cfg_options_argument,
+    add_device_argument,
+    add_unsafe_argument,
+    add_variant_argument,
+    add_verbose_argument,
+    number,
+)
 from mmkerneldna.launch.images import add_image_arguments, find_images
 from mmkerneldna.launch.sharing import parse_plan, set_sharing, without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
@@ -68,12 +74,8 @@ def parse_args():
     parser.add_argument('--resume', action='store_true', help='go on with a reconstruction that was stopped')
     add_device_argument(parser)
     parser.add_argument('--partial', action='store_true', help='accept a checkpoint that lacks a head, or has another one')
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read a file that holds more than weights; that can run code: only for files you trust',
-    )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    add_unsafe_argument(parser)
+    add_cfg_options_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()
 

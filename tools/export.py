@@ -22,7 +22,7 @@ from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loa
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, export
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_verbose_argument, image_size
+from mmkerneldna.launch.arguments import add_unsafe_argument, add_verbose_argument, image_size
 from mmkerneldna.measure.benchmark import build_from_config
 
 
@@ -35,11 +35,7 @@ def parse_args():
     parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read a file that holds more than weights; that can run code: only for files you trust',
-    )
+    add_unsafe_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()
 

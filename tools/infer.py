@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.errors import KernelDNAError, UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import add_device_argument, add_unsafe_argument, add_verbose_argument, number
 from mmkerneldna.launch.inference import Predictor, find_sources, output_names
 from mmkerneldna.launch.panels import side_by_side
 from mmkerneldna.launch.quiet import quiet_output
@@ -43,11 +43,7 @@ def parse_args():
         '--score-thr', type=number(0, 1, whole=False), default=0.3, help='objects below it are neither drawn nor listed'
     )
     add_device_argument(parser)
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read files that hold more than weights; that can run code: only for files you trust',
-    )
+    add_unsafe_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()
 

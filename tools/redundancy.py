@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
-from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
@@ -26,7 +25,13 @@ from mmkerneldna.derive.redundancy_report import pair_table, trial_table, write_
 from mmkerneldna.derive.redundancy_validation import FEWEST, validate
 from mmkerneldna.derive.run import Images
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import (
+    add_cfg_options_argument,
+    add_device_argument,
+    add_unsafe_argument,
+    add_verbose_argument,
+    number,
+)
 from mmkerneldna.launch.images import add_image_arguments, find_images
 from mmkerneldna.launch.sharing import without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
@@ -40,12 +45,8 @@ def parse_args():
     add_image_arguments(parser)
     parser.add_argument('--batches', type=number(1), default=BATCHES, help=f'of images to look at (default: {BATCHES})')
     parser.add_argument('--validate', type=number(FEWEST), metavar='N', help='derive N plans of a single child; needs images')
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read a file that holds more than weights; that can run code: only for files you trust',
-    )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    add_unsafe_argument(parser)
+    add_cfg_options_argument(parser)
     add_device_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()

@@ -85,12 +85,13 @@ def bake_children(module: nn.Module) -> int:
 def unshare_convs(module: nn.Module) -> int:
     """Give every place that holds the same convolution a copy of its own, so that each can take its own norm.
 
-    Heads with separate norms per level and shared convs (RetinaSepBN, RTMDet) hang one conv into several blocks.
+    Heads with separate norms per level and shared convs (RetinaSepBN, RTMDet) hang one conv into several blocks; a baked
+    child is copied with its gate.
 
     Returns:
         int: copies made.
     """
-    convs = [slot for slot in slots(module) if isinstance(slot[2], nn.modules.conv._ConvNd)]
+    convs = [slot for slot in slots(module) if isinstance(slot[2], (GatedConv, nn.modules.conv._ConvNd))]
     seen: Counter = Counter()
     copies = 0
     for owner, name, conv in convs:

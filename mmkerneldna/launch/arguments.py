@@ -76,6 +76,20 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-iters', type=int, metavar='N', help='the same for a config that counts iterations')
 
 
+def add_unsafe_argument(parser: argparse.ArgumentParser) -> None:
+    """``--unsafe-checkpoint``, for :func:`mmkerneldna.checkpoints.loading.install_safe_loading` and ``read_checkpoint``."""
+    parser.add_argument(
+        '--unsafe-checkpoint',
+        action='store_true',
+        help='read files that hold more than weights; that can run code: only for files you trust',
+    )
+
+
+def add_cfg_options_argument(parser: argparse.ArgumentParser, what: str = 'the config') -> None:
+    """``--cfg-options KEY=VALUE ...`` as mmengine's tools have it; ``what`` completes its help."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=f'override {what}')
+
+
 def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
     """``--verbose``: the tools look for it before they import anything, see tools/_before_imports.py."""
     parser.add_argument('--verbose', action='store_true', help='all output of all packages, as mmengine prints it')
@@ -119,12 +133,8 @@ def parse_run_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     parser.add_argument(
         '--corrupt-images', choices=['fatal', 'skip'], default='fatal', help='what to do about images that do not decode'
     )
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read files that hold more than weights; that can run code: only for files you trust',
-    )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    add_unsafe_argument(parser)
+    add_cfg_options_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     add_verbose_argument(parser)

@@ -151,6 +151,26 @@ def test_what_must_not_be_folded_is_listed():
     assert 'unused_norm' in str(report)
 
 
+def test_children_that_hang_in_several_places_take_each_places_norm():
+    blocks = nn.ModuleList(ConvModule(4, 4, 3, padding=1, norm_cfg=dict(type='BN')) for _ in range(3))
+    blocks[2].conv = blocks[1].conv
+
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = blocks
+
+        def forward(self, x):
+            return [block(x) for block in self.blocks]
+
+    net = Levels()
+    share_kernels(net, {'blocks.1.conv': 'blocks.0.conv'})
+    assert net.blocks[1].conv is net.blocks[2].conv and isinstance(net.blocks[1].conv, ChildConv2d)
+    report = check(randomised(net), torch.randn(2, 4, 9, 9), probe=torch.randn(2, 4, 8, 8)).deploy_report
+    assert report.convs_baked == 1 and report.convs_unshared == 1
+    assert report.norms_folded == 5 and not report.norms_left  # a norm a block, and the gate of either copy
+
+
 class AroundItsModules(nn.Module):
     def __init__(self):
         super().__init__()
