@@ -8,7 +8,7 @@ MMCV := $(shell grep '^onedl-mmcv==' requirements.txt)
 TEST_JOBS ?= 2
 PY := $(VENV)/bin/python
 # pip's whole output is in the log
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet --log $(VENV)/setup.log --progress-bar off
+PIP := $(PY) -m pip install --disable-pip-version-check -qq --log $(VENV)/setup.log --progress-bar off
 STAMPS := $(VENV)/.stamps
 # another TORCH or another mmcv version is another stamp, so mmcv is compiled again, never by a plain `pip install -r`
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' "$(TORCH)" | cksum | cut -d' ' -f1)
