@@ -6,7 +6,20 @@ from ._quiet import quiet_imports
 with quiet_imports():
     check_dependencies()
 
-    from . import _config_scopes, backbones, checkpoints, datasets, deploy, derive, distill, hooks, launch, layers, sharing
+    from . import (
+        _config_scopes,
+        backbones,
+        checkpoints,
+        datasets,
+        deploy,
+        derive,
+        distill,
+        hooks,
+        launch,
+        layers,
+        routing,
+        sharing,
+    )
 from .version import __version__
 
 __all__ = ['DependencyError', '__version__']

@@ -15,9 +15,9 @@ from torch import nn
 from ..anatomy import trained_model
 from ..backbones import KDNAResNet
 from ..errors import KernelDNAError, UsageError, explain
-from ..hooks import MoELossHook, TemperatureHook
+from ..hooks import RoutingLossHook, TemperatureHook
 from ..hooks.temperature_hook import layers_with_temperature
-from ..layers.moe_conv import moe_layers
+from ..layers.routed import routed_layers
 from ..variants import get_variant
 
 Part = tuple[Any, Any]  # a dict or list of the model's config, and the key of a part of the model in it
@@ -128,7 +128,7 @@ def inside_swap(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 def add_layer_hooks(runner: Runner) -> None:
     """Give a training the hooks that the layers of its model call for, unless the config has one of the kind."""
-    wanted = [(TemperatureHook, layers_with_temperature(runner.model)), (MoELossHook, moe_layers(runner.model))]
+    wanted = [(TemperatureHook, layers_with_temperature(runner.model)), (RoutingLossHook, routed_layers(runner.model))]
     for kind, layers in wanted:
         if layers and not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())

@@ -14,6 +14,7 @@ from .moe_conv import MoEConv2d
 from .od_conv import ODConv2d
 from .per_sample import per_sample_conv2d
 from .pooled_norm import build_pooled_norm, pooled_norm
+from .routed import Routed, collect_losses, routed_layers
 from .se_conv import SEConv2d
 from .swap import SwapError, build_dynamic_convs, swap_convs
 
@@ -28,13 +29,16 @@ __all__ = [
     'KWConv2d',
     'MoEConv2d',
     'ODConv2d',
+    'Routed',
     'SEConv2d',
     'SwapError',
     'build_dynamic_convs',
     'build_pooled_norm',
+    'collect_losses',
     'mixture_conv2d',
     'modulate_kernel',
     'per_sample_conv2d',
     'pooled_norm',
+    'routed_layers',
     'swap_convs',
 ]

@@ -9,8 +9,7 @@ Letters: N batch, C_in / C_out channels, g groups, n experts, k experts per imag
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .drop_in import PaddingMode, at_least_fp32, in_format_of
 from .expert_conv import ExpertConv2d, pad_for_mode
+from .routed import Routed
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
 #: of thousands of tokens; a detector's batch has one or two images, whose share says nothing of the balance.
@@ -81,13 +81,13 @@ def dispatch(x: Tensor, weights: Tensor, chosen: Tensor, expert: Callable[[Tenso
 
 
 @MODELS.register_module()
-class MoEConv2d(ExpertConv2d):
+class MoEConv2d(Routed, ExpertConv2d):
     """``y = sum over the k most probable experts of p_e (W_e * x)``, ``p = softmax(linear(normalise(pool(x))))``.
 
     Cost is that of k convolutions whatever n is. The outputs are mixed, not the kernels: each image runs through its k
     experts alone. All gate values stay below one, so that even with k = 1 the gate has a gradient. The balance loss
-    reaches the losses of a detector or segmenter through ``MoELossHook``, or through :func:`collect_balance_losses` in a
-    loop of your own; without it the gate tends to use few experts. The bias is static.
+    reaches the losses of a detector or segmenter through ``RoutingLossHook``, or through
+    :func:`.routed.collect_losses` in a loop of your own; without it the gate tends to use few experts. The bias is static.
 
     The pooled features are normalised over their channels, without learned scale: they are of any size (a ResNet-50's reach
     some hundreds), and a gate that is sure of itself makes the layer's output n / k times as large as an undecided one.
@@ -106,6 +106,7 @@ class MoEConv2d(ExpertConv2d):
         ValueError: ``num_experts`` below 1, or ``top_k`` not between 1 and ``num_experts``.
     """
 
+    loss_name, rate_name = 'moe_balance', 'moe_share'
     # where the 3x3 convolutions are, as DyConv
     paper_patterns = {'ResNet': ['layer*.conv*'], 'MobileNetV2': ['layer*', 'conv2.*']}
 
@@ -132,7 +133,6 @@ class MoEConv2d(ExpertConv2d):
         self.static_gain = top_k / num_experts  # every gate value starts at 1 / n
         self.gate = nn.Linear(in_channels, num_experts)
         self.register_buffer('share', torch.full((num_experts,), 1 / num_experts))
-        self._collected: list[tuple[Tensor, Tensor]] | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -156,8 +156,8 @@ class MoEConv2d(ExpertConv2d):
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
         probabilities = self.route(pooled)
         weights, chosen = most_probable(probabilities, self.share, self.top_k)
-        if self._collected is not None and len(x):
-            self._collected.append(self._seen(pooled, chosen))
+        if self.collects and len(x):
+            self.note(*self._seen(pooled, chosen))
         x, padding = pad_for_mode(self, x)
 
         def expert(images: Tensor, number: int) -> Tensor:
@@ -173,42 +173,17 @@ class MoEConv2d(ExpertConv2d):
     def _seen(self, pooled: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         counts = F.one_hot(chosen, self.num_experts).sum((0, 1)).to(self.share.dtype)
         self.share.lerp_(counts / counts.sum(), SHARE_STEP)
-        # What the loss is computed from, not the loss: activation checkpointing runs this forward twice, the second time
-        # after the losses were summed, and must find it doing the same. Its reentrant form has no graph here the first
-        # time, so the loss then moves the gate alone. The share is a copy: it moves on if a head uses the layer again.
+        # Reentrant checkpointing has no graph here the first time, so the loss then moves the gate alone. The share is a copy:
+        # it moves on if a head uses the layer again.
         return pooled, self.share.clone()
+
+    def loss_of(self, pooled: Tensor, share: Tensor) -> Tensor:
+        """The balance loss of one call."""
+        return balance_loss(self.route(pooled), share)
+
+    def rates(self) -> dict[str, float]:
+        """The share of each expert."""
+        return {f'expert{i}': value for i, value in enumerate(self.share.tolist())}
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, top_k={self.top_k}'
-
-
-@contextmanager
-def collect_balance_losses(layers: dict[str, MoEConv2d]) -> Iterator[Callable[[], Tensor]]:
-    """Collect the balance losses of ``layers`` during the block; outside of one they are not computed.
-
-    Yields:
-        Callable: returns the sum over layers, each averaged over its calls so far; to be called inside the block.
-    """
-    for layer in layers.values():
-        layer._collected = []
-
-    def total() -> Tensor:
-        called = [layer for layer in layers.values() if layer._collected]
-        if not called:
-            return next(iter(layers.values())).share.new_zeros(())
-        return torch.stack([_mean_loss(layer) for layer in called]).sum()
-
-    try:
-        yield total
-    finally:
-        for layer in layers.values():
-            layer._collected = None
-
-
-def _mean_loss(layer: MoEConv2d) -> Tensor:
-    return torch.stack([balance_loss(layer.route(pooled), share) for pooled, share in layer._collected or ()]).mean()
-
-
-def moe_layers(module: nn.Module) -> dict[str, MoEConv2d]:
-    """{path: layer} of the mixture-of-experts convolutions in ``module``."""
-    return {path: m for path, m in module.named_modules() if isinstance(m, MoEConv2d)}

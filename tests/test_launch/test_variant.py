@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmkerneldna.errors import UsageError
-from mmkerneldna.hooks import MoELossHook, TemperatureHook
+from mmkerneldna.hooks import RoutingLossHook, TemperatureHook
 from mmkerneldna.launch.config import load_config
 from mmkerneldna.launch.variant import add_layer_hooks, use_variant, vary
 from mmkerneldna.layers import ChildConv2d, MoEConv2d, ODConv2d
@@ -162,7 +162,7 @@ def test_the_hooks_that_the_layers_call_for_are_added_once_and_the_users_own_win
     runner = FakeRunner(nn.Sequential(od, moe))
     add_layer_hooks(runner)
     add_layer_hooks(runner)
-    assert [type(hook) for hook in runner.hooks] == [TemperatureHook, MoELossHook]
+    assert [type(hook) for hook in runner.hooks] == [TemperatureHook, RoutingLossHook]
     own = TemperatureHook(start=3, end=1, length=2)
     runner = FakeRunner(nn.Sequential(od), [own])
     add_layer_hooks(runner)

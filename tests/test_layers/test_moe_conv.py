@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkerneldna.layers import MoEConv2d
-from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, collect_balance_losses, moe_layers, most_probable
+from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, most_probable
+from mmkerneldna.layers.routed import collect_losses, routed_layers
 
 
 def naive_moe_conv(layer, x):
@@ -77,8 +78,8 @@ def test_experts_that_start_as_one_static_kernel_part_for_two_kinds_of_images():
     optimizer = torch.optim.Adam(layer.parameters(), 0.02)
     for _ in range(200):
         images, _, wanted = batch()
-        with collect_balance_losses(moe_layers(layer)) as total:
-            loss = (layer(images) - wanted).square().mean() + 0.01 * total()
+        with collect_losses(routed_layers(layer)) as totals:
+            loss = (layer(images) - wanted).square().mean() + 0.01 * totals()['moe_balance']
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -103,12 +104,12 @@ def test_share_is_the_running_part_of_the_assignments():
     with torch.no_grad():
         layer.gate.weight.zero_()
         layer.gate.bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
-    with collect_balance_losses(moe_layers(layer)) as total:
+    with collect_losses(routed_layers(layer)) as totals:
         layer(torch.randn(2, 4, 3, 3))
         p = torch.tensor([0.0, 5.0, 0.0]).softmax(0)
         share = (1 - SHARE_STEP) * torch.full((3,), 1 / 3) + SHARE_STEP * torch.tensor([0.0, 1.0, 0.0])
         torch.testing.assert_close(layer.share, share)
-        torch.testing.assert_close(total().item(), 3 * (share @ p).item())
+        torch.testing.assert_close(totals()['moe_balance'].item(), 3 * (share @ p).item())
     layer(torch.randn(2, 4, 3, 3))
     torch.testing.assert_close(layer.share, share)  # nothing is counted outside of a step
 
@@ -119,9 +120,9 @@ def test_the_loss_alone_evens_out_the_use_of_experts():
         layer.gate.bias[2] = 3.0
     optimizer = torch.optim.SGD(layer.gate.parameters(), lr=0.3)
     for _ in range(150):
-        with collect_balance_losses(moe_layers(layer)) as total:
+        with collect_losses(routed_layers(layer)) as totals:
             layer(x)
-            loss = total()
+            loss = totals()['moe_balance']
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -137,9 +138,9 @@ def test_activation_checkpointing_keeps_loss_and_gradients(use_reentrant):
     def step(run):
         layer.share.fill_(1 / 3)
         layer.zero_grad()
-        with collect_balance_losses({'': layer}) as total:
+        with collect_losses({'': layer}) as totals:
             y = run(x)
-            loss = total()
+            loss = totals()['moe_balance']
         (y.square().mean() + loss).backward()
         return loss.item(), layer.share.clone(), [p.grad.clone() for p in layer.parameters()]
 
@@ -150,10 +151,10 @@ def test_activation_checkpointing_keeps_loss_and_gradients(use_reentrant):
 
 def test_a_layer_that_a_head_uses_at_several_levels_counts_once():
     layer = MoEConv2d(4, 4, 1).train()
-    with collect_balance_losses({'head': layer}) as total:
+    with collect_losses({'head': layer}) as totals:
         for size in (8, 4, 2):
             layer(torch.randn(2, 4, size, size))
-        loss = total()
+        loss = totals()['moe_balance']
     loss.backward()
     assert loss.item() == pytest.approx(1, abs=0.1) and layer.gate.weight.grad is not None
 
