@@ -2,7 +2,7 @@
 
 from mmengine.registry import HOOKS
 
-from ..layers.moe_conv import MoEConv2d
+from ..layers.expert_gate import ExpertGate
 from .routing_loss_hook import RoutingLossHook
 
 
@@ -19,13 +19,13 @@ class MoELossHook(RoutingLossHook):
         ValueError: as :class:`RoutingLossHook`; when training starts: no ``MoEConv2d`` in the model.
     """
 
-    wanted = MoEConv2d
+    wanted = ExpertGate
     advice = (
         'MoEConv2d in the model: swap some in, for instance with '
         "backbone=dict(type='DynamicConvs', conv=dict(type='MoEConv2d'), module=...), or remove the hook"
     )
 
-    def __init__(self, weight: float = MoEConv2d.loss_weight, interval: int = 50) -> None:
+    def __init__(self, weight: float = ExpertGate.loss_weight, interval: int = 50) -> None:
         if weight < 0:
             raise ValueError(f'weight={weight} of {type(self).__name__} must not be negative')
-        super().__init__({MoEConv2d.loss_name: weight}, interval)
+        super().__init__({ExpertGate.loss_name: weight}, interval)

@@ -2,5 +2,26 @@
 
 from .gates import ImageGate, KeepGate, PositionGate, gumbel_keep
 from .keep import decisions, keep_all, keep_gates, set_keep
+from .position_ffn import PositionFFN2d, build_position_ffns, swap_ffns
+from .position_moe import PositionMoE2d
+from .routing_attention import RoutingAttention2d
+from .routing_neck import RoutingNeck
+from .tree_router import TreeRouter
 
-__all__ = ['ImageGate', 'KeepGate', 'PositionGate', 'decisions', 'gumbel_keep', 'keep_all', 'keep_gates', 'set_keep']
+__all__ = [
+    'ImageGate',
+    'KeepGate',
+    'PositionFFN2d',
+    'PositionGate',
+    'PositionMoE2d',
+    'RoutingAttention2d',
+    'RoutingNeck',
+    'TreeRouter',
+    'build_position_ffns',
+    'decisions',
+    'gumbel_keep',
+    'keep_all',
+    'keep_gates',
+    'set_keep',
+    'swap_ffns',
+]

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkerneldna.layers import MoEConv2d
-from mmkerneldna.layers.moe_conv import SHARE_STEP, balance_loss, most_probable
+from mmkerneldna.layers.expert_gate import SHARE_STEP, balance_loss, most_probable
 from mmkerneldna.layers.routed import collect_losses, routed_layers
 
 
