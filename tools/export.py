@@ -1,11 +1,16 @@
 """Export a trained model, deployed, and check the file against torch.
 
-    python tools/export.py configs/retinanet/retinanet_kdna-r18_fpn_1x_coco.py work_dirs/x/epoch_12.pth --format onnx
+    python tools/export.py CONFIG CHECKPOINT --format onnx --end2end
+    python tools/export.py CONFIG CHECKPOINT --format openvino --end2end --dynamic none --size 480x640
     python tools/export.py CONFIG CHECKPOINT --format pt2 --scope model --size 512x512 --dynamic batch
 
-The file takes images as the data preprocessor leaves them: normalised (mean and std are printed), sides a multiple of 32.
---scope model gives a segmenter's logits at the size of the image, a detector's raw head outputs: no decoding, no NMS; of a
-two-stage detector features and RPN outputs. A pt2 file (AOTInductor) runs without this package and without mm libraries:
+--end2end writes the whole model: pictures in (uint8, BGR), boxes, masks or the label map out; docs/export.md has the file's
+contract. It is compared with torch on images of the config's test set (or --images) before it gets its name; the report is
+printed and lies beside it as JSON.
+
+Without it the file takes images as the data preprocessor leaves them: normalised (mean and std are printed), sides a multiple
+of 32. --scope model gives a segmenter's logits at the size of the image, a detector's raw head outputs: no decoding, no NMS; of
+a two-stage detector features and RPN outputs. A pt2 file (AOTInductor) runs without this package and without mm libraries:
 torch._inductor.aoti_load_package(FILE)(images).
 """
 
@@ -20,32 +25,54 @@ from rich.console import Console
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
 from mmkerneldna.deploy import lean_copy
-from mmkerneldna.deploy.export import DYNAMIC, SCOPES, WRITERS, export
+from mmkerneldna.deploy.end2end import EndToEnd, export_whole
+from mmkerneldna.deploy.end2end.export import FORMATS
+from mmkerneldna.deploy.export import SCOPES, export
+from mmkerneldna.deploy.writers import DYNAMIC, SUFFIXES
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_unsafe_argument, add_verbose_argument, image_size
+from mmkerneldna.launch.arguments import add_cfg_options_argument, add_unsafe_argument, add_verbose_argument, image_size, number
+from mmkerneldna.launch.sample_images import class_names, folder_images, sample_images
 from mmkerneldna.measure.benchmark import build_from_config
+from mmkerneldna.measure.tables import write_json
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a file, or mmkerneldna::folder/name.py of the installed package')
     parser.add_argument('checkpoint', help='weights of the whole model')
-    parser.add_argument('--format', choices=list(WRITERS), required=True)
-    parser.add_argument('--scope', choices=SCOPES, default='backbone', help='neck: backbone and neck')
+    parser.add_argument('--format', choices=list(SUFFIXES), required=True)
+    parser.add_argument('--end2end', action='store_true', help='the whole model: pictures in, detections or label maps out')
+    parser.add_argument(
+        '--scope', choices=SCOPES, help='without --end2end: backbone (default); neck: and neck; model: raw outputs'
+    )
     parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
+    parser.add_argument('--images', nargs='+', metavar='FILE', help='check --end2end with these pictures, not the test set')
+    parser.add_argument('--check', type=number(1), default=4, metavar='N', help='images of the test set to check with')
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
     add_unsafe_argument(parser)
+    add_cfg_options_argument(parser)
     add_verbose_argument(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.end2end and args.scope:
+        raise UsageError(f'--scope {args.scope} is a part of the model, --end2end the whole: leave one out')
+    if args.end2end and args.format not in FORMATS:
+        raise UsageError(f'--end2end --format {args.format}: a whole model goes to {", ".join(FORMATS)}')
+    if args.images and not args.end2end:
+        raise UsageError('--images are for the check of --end2end: add it, or leave them out')
+    return args
 
 
 def target(args) -> Path:
     """The file to write, refused before anything slow where it can't be."""
-    suffix = {'onnx': '.onnx', 'torchscript': '.ts', 'pt2': '.pt2'}[args.format]
-    path = args.out or Path(args.checkpoint).with_name(f'{Path(args.config).stem}_{args.scope}{suffix}')
+    suffix = SUFFIXES[args.format]
+    path = args.out or Path(args.checkpoint).with_name(
+        f'{Path(args.config).stem}_{"end2end" if args.end2end else args.scope or "backbone"}{suffix}'
+    )
     if path.is_dir():
         raise UsageError(f'{path} is a folder: name a file in it by --out')
+    if path.suffix != suffix:
+        raise UsageError(f'--out {path}: the name of a file of --format {args.format} ends in {suffix}')
     if not path.parent.is_dir():
         raise UsageError(f'folder {path.parent} does not exist: make it, or name a file elsewhere by --out')
     if not os.access(path.parent, os.W_OK):
@@ -62,14 +89,21 @@ def load_model(cfg, checkpoint: dict, args):
     return model.eval()
 
 
-def main():
-    args, console = parse_args(), Console()
-    cfg = launch.load_config(args.config)
-    install_safe_loading(args.unsafe_checkpoint)
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    path = target(args)
-    model = load_model(cfg, checkpoint, args)
-    facts = export(lean_copy(model), path, args.format, args.scope, args.size, args.dynamic)
+def write_whole(cfg, checkpoint, model, path, args, console):
+    """Write and check the whole model, and the report beside it."""
+    missing = [image for image in args.images or () if not Path(image).is_file()]
+    if missing:
+        raise UsageError(f'--images {missing[0]} does not exist')
+    images = folder_images(cfg, args.images) if args.images else sample_images(cfg, args.check)
+    wanted = EndToEnd(path, args.format, args.size, args.dynamic, Path(args.config).stem, class_names(cfg, checkpoint), images)
+    meta, agreement = export_whole(model, wanted)
+    write_json(path.with_suffix(path.suffix + '.json'), dict(file=path.name, meta=vars(meta), check=agreement.facts()))
+    console.print(f'file: {path}', f'outputs: {", ".join(meta.outputs)}', str(agreement), sep='\n', soft_wrap=True)
+
+
+def write_part(cfg, model, path, args, console):
+    """Write and check a part of the model."""
+    facts = export(lean_copy(model), path, args.format, args.scope or 'backbone', args.size, args.dynamic)
     preprocessor = cfg.model.get('data_preprocessor') or {}
     facts['preprocess'] = {key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')}
     checked = facts.pop('checked')
@@ -77,6 +111,19 @@ def main():
         console.print(f'{key}: {value}')
     for shape, deviation in checked.items():
         console.print(f'checked at {shape}: off by {deviation:.1e} of the largest output')
+
+
+def main():
+    args, console = parse_args(), Console()
+    cfg = launch.load_config(args.config, args.cfg_options)
+    install_safe_loading(args.unsafe_checkpoint)
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    path = target(args)
+    model = load_model(cfg, checkpoint, args)
+    if args.end2end:
+        write_whole(cfg, checkpoint, model, path, args, console)
+    else:
+        write_part(cfg, model, path, args, console)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from mmkerneldna.deploy import lean_copy
-from mmkerneldna.deploy.export import Exportable, ExportError, MatrixAdaptivePool, check_file, export
+from mmkerneldna.deploy.export import Exportable, check_file, export
+from mmkerneldna.deploy.export_error import ExportError
+from mmkerneldna.deploy.traceable import MatrixAdaptivePool
 from mmkerneldna.sharing import share_kernels
 
 
@@ -37,16 +39,17 @@ def net():
 
 
 @pytest.mark.parametrize('dynamic, count', [('both', 4), ('batch', 2), ('none', 1)])
-@pytest.mark.parametrize('file_format', ['onnx', 'torchscript'])
+@pytest.mark.parametrize('file_format', ['onnx', 'openvino', 'torchscript'])
 def test_files_agree_with_torch(net, tmp_path, file_format, dynamic, count):
     if file_format == 'onnx':
         pytest.importorskip('onnxruntime', reason='needs onnxruntime')
-    facts = export(net, tmp_path / 'net', file_format, size=(64, 96), dynamic=dynamic)
+    suffix = {'onnx': '.onnx', 'openvino': '.xml', 'torchscript': '.ts'}[file_format]
+    facts = export(net, tmp_path / f'net{suffix}', file_format, size=(64, 96), dynamic=dynamic)
     assert len(facts['checked']) == count and max(facts['checked'].values()) < 1e-4
     if file_format == 'onnx':
         import onnx
 
-        assert facts['opset'] == onnx.load(str(tmp_path / 'net')).opset_import[0].version == 18
+        assert facts['opset'] == onnx.load(str(tmp_path / 'net.onnx')).opset_import[0].version == 18
         assert facts['inputs'] == {
             'images': {'both': '(N, 3, H, W)', 'batch': '(N, 3, 64, 96)', 'none': '(1, 3, 64, 96)'}[dynamic]
         }
@@ -99,4 +102,4 @@ def test_a_wrong_file_is_an_error(net):
 )
 def test_impossible_exports(net, tmp_path, arguments, message):
     with pytest.raises(ExportError, match=message):
-        export(net, tmp_path / 'net', **arguments)
+        export(net, tmp_path / 'net.onnx', **arguments)

@@ -92,7 +92,7 @@ def test_backbone_file_is_the_trained_backbone(trained, file_format, suffix, cap
 @pytest.mark.parametrize('file_format', ['onnx', 'torchscript'], indirect=True)
 def test_model_file_returns_the_logits_of_the_image(trained, file_format, tmp_path):
     folder, net = trained
-    path = tmp_path / 'model'
+    path = tmp_path / {'onnx': 'model.onnx', 'torchscript': 'model.ts'}[file_format]
     assert export(folder, '--format', file_format, '--scope', 'model', '--dynamic', 'batch', '--out', path) == 0
     metas = [dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE)]
     assert_agrees(

@@ -1,0 +1,151 @@
+"""Export a whole model and check the file against torch before it gets its name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...anatomy import task_of
+from ...errors import KernelDNAError
+from ..deployment import lean_copy
+from ..export_error import ExportError
+from ..file_meta import FileMeta, write_meta
+from ..runners import FileRunner
+from ..traceable import with_matrix_pools
+from ..writers import DYNAMIC, SUFFIXES, whole_files_only, write
+from .agreement import Agreement
+from .check import check
+from .segmenter import WholeSegmenter
+
+FORMATS = ('onnx', 'openvino', 'pt2')
+
+
+@dataclass
+class EndToEnd:
+    """What file to write.
+
+    Attributes:
+        path (Path): of the file; its suffix is the format's.
+        file_format (str): ``'onnx'``, ``'openvino'`` or ``'pt2'``.
+        size (tuple): H, W of the example, and of all images unless ``dynamic`` is ``'both'``.
+        dynamic (str): ``'both'`` for any batch and size, ``'batch'``, or ``'none'``: one image of ``size``.
+        config (str): name of the config, for the metadata.
+        classes (list): their names, in the order of the labels.
+        images (sequence): (3, H, W) uint8 BGR, to check with; generated ones if there are none.
+    """
+
+    path: Path
+    file_format: str
+    size: tuple[int, int] = (512, 512)
+    dynamic: str = 'both'
+    config: str = ''
+    classes: list[str] = field(default_factory=list)
+    images: Sequence[np.ndarray] = ()
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        if self.file_format not in FORMATS or self.dynamic not in DYNAMIC:
+            raise ExportError(
+                f'format={self.file_format!r} must be one of {FORMATS}, dynamic={self.dynamic!r} one of {DYNAMIC}'
+            )
+        if self.path.suffix != SUFFIXES[self.file_format]:
+            raise ExportError(
+                f'{self.path.name}: a file of format {self.file_format} has a name that ends in {SUFFIXES[self.file_format]}'
+            )
+
+
+def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreement]:
+    """Write a file that takes pictures and returns what the model finds in them.
+
+    Args:
+        model (nn.Module): a trained detector or segmenter, on the CPU, in evaluation mode; it is left as it is.
+        wanted (EndToEnd): the file.
+
+    Returns:
+        tuple: the file's metadata, and what the check found.
+
+    Raises:
+        ExportError: the model has a part that can't be exported, the exporter fails, or the file deviates from torch. Then
+            there is no file.
+    """
+    whole = whole_model(model)
+    meta = _meta(whole, wanted)
+    with whole_files_only(wanted.path) as unchecked:
+        _write(whole, wanted, meta, unchecked)
+        write_meta(unchecked, meta)
+        images = wanted.images or generated_images(wanted.size)
+        agreement = check(model, FileRunner(unchecked), batches(images, wanted), bool(wanted.images))
+    return meta, agreement
+
+
+def whole_model(model: nn.Module) -> nn.Module:
+    """The traceable form of a deployed copy.
+
+    Raises:
+        ExportError: neither a detector nor a segmenter, or one with a part that can't be exported.
+    """
+    if task_of(model) == 'segmentation':
+        return with_matrix_pools(WholeSegmenter(lean_copy(model))).eval()
+    raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: only --scope backbone can be exported')
+
+
+def _meta(whole, wanted: EndToEnd) -> FileMeta:
+    return FileMeta(
+        task=whole.task,
+        classes=wanted.classes,
+        input=dict(name='images', channels='bgr', dtype='uint8', pad_divisor=whole.preprocess.divisor),
+        size=None if wanted.dynamic == 'both' else list(wanted.size),
+        batch=1 if wanted.dynamic == 'none' else None,
+        outputs=list(whole.outputs),
+        config=wanted.config,
+    )
+
+
+def _write(whole: nn.Module, wanted: EndToEnd, meta: FileMeta, path: Path) -> None:
+    try:
+        write(whole, _example(wanted), path, wanted.file_format, wanted.dynamic, meta.outputs)
+    except KernelDNAError:
+        raise
+    except Exception as error:  # the exporters raise anything
+        advice = '; try --dynamic batch or none' if wanted.dynamic == 'both' else ''
+        raise ExportError(
+            f'{wanted.file_format} of {type(whole.model).__name__} failed, {type(error).__name__}: {str(error)[:400]}{advice}'
+        ) from error
+
+
+def _example(wanted: EndToEnd) -> Tensor:
+    image = generated_images(wanted.size)[0]
+    return torch.from_numpy(np.stack([image] * (1 if wanted.dynamic == 'none' else 2)))
+
+
+def generated_images(size: tuple[int, int], count: int = 2) -> list[np.ndarray]:
+    """Smooth random pictures, (3, H, W) uint8: white noise is nothing a network was trained on."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size, mode='bicubic').clamp(0, 1)
+    return list((smooth * 255).to(torch.uint8).numpy())
+
+
+def batches(images: Sequence[np.ndarray], wanted: EndToEnd) -> list[np.ndarray]:
+    """Batches that a file is checked with: each image, at the file's size where that is fixed, and where the batch is free the
+    first image with its mirror image; where the size is free the first one also smaller, with odd sides."""
+    if wanted.dynamic != 'both':
+        images = [resized(image, wanted.size) for image in images]
+    found = [image[None] for image in images]
+    if wanted.dynamic != 'none':
+        found.append(np.stack([images[0], images[0][:, :, ::-1]]))
+    if wanted.dynamic == 'both':
+        height, width = images[0].shape[1:]
+        found.append(resized(images[0], (height * 3 // 4 | 1, width * 3 // 4 | 1))[None])
+    return found
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(3, H, W) uint8 at another size, bilinear."""
+    if image.shape[1:] == tuple(size):
+        return image
+    x = torch.nn.functional.interpolate(torch.from_numpy(image)[None].float(), size, mode='bilinear')
+    return x[0].round().to(torch.uint8).numpy()
