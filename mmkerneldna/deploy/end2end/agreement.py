@@ -47,8 +47,8 @@ class Agreement:
         real (bool): whether they are images of the data set, not generated ones.
         boxes (int): compared.
         matched (float, optional): share of them with a partner.
-        score (float, optional): largest difference of matched scores.
-        iou (float, optional): smallest of matched boxes.
+        score (float): largest difference of matched scores.
+        iou (float): smallest of matched boxes.
         masks (float, optional): smallest IoU of an image's masks.
         pixels (float, optional): share of pixels with the same label, of the worst image.
     """
@@ -57,8 +57,8 @@ class Agreement:
     real: bool = True
     boxes: int = 0
     matched: float | None = None
-    score: float | None = None
-    iou: float | None = None
+    score: float = 0.0
+    iou: float = 1.0
     masks: float | None = None
     pixels: float | None = None
 
@@ -113,16 +113,12 @@ class Comparison:
             self.found.boxes += len(strong)
             self._partners += len(strong & {pair[side] for pair in pairs})
         pairs = [pair for pair in pairs if expected[0][pair[1], 4] > floor]
+        overlaps = _overlaps(found[0], expected[0])
         for mine, theirs in pairs:
             difference = abs(float(found[0][mine, 4] - expected[0][theirs, 4]))
-            self.found.score = max(self.found.score or 0.0, difference)
-        if pairs:
-            overlaps = _overlaps(found[0], expected[0])
-            self.found.iou = min(
-                [1.0 if self.found.iou is None else self.found.iou] + [float(overlaps[i, j]) for i, j in pairs]
-            )
+            self.found.score = max(self.found.score, difference)
+            self.found.iou = min(self.found.iou, float(overlaps[mine, theirs]))
         self.found.matched = self._partners / self.found.boxes if self.found.boxes else 1.0
-        self.found.score, self.found.iou = self.found.score or 0.0, 1.0 if self.found.iou is None else self.found.iou
         return pairs
 
     def masks(self, found: np.ndarray, expected: np.ndarray) -> None:
@@ -166,7 +162,8 @@ def match(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.n
             break
         if i not in taken[0] and j not in taken[1]:
             pairs.append((i, j))
-            taken[0].add(i), taken[1].add(j)
+            taken[0].add(i)
+            taken[1].add(j)
     return pairs
 
 
