@@ -46,11 +46,21 @@ def undistributed(model: nn.Module) -> nn.Module:
 
 
 def task_of(model: nn.Module) -> str:
-    """'detection', 'segmentation', or 'backbone' for any other module; of the model inside its wrappers."""
+    """'detection', 'segmentation', or 'backbone' for any other module; of the model inside its wrappers.
+
+    A model of an exported file says it itself, as ``task``.
+    """
     model = unwrap(model)
+    if is_exported(model):
+        return cast(str, model.task)
     if isinstance(model, BaseDetector):
         return 'detection'
     return 'segmentation' if isinstance(model, BaseSegmentor) else 'backbone'
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether a model is an exported file, which has no modules or parameters: see :mod:`mmkerneldna.deploy.exported_model`."""
+    return hasattr(model, 'file_mb')
 
 
 def is_whole(model: nn.Module) -> bool:

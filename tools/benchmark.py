@@ -26,8 +26,9 @@ import _before_imports  # noqa: F401  (before torch)
 import torch
 
 from mmkerneldna import launch
-from mmkerneldna.anatomy import has_proposals
+from mmkerneldna.anatomy import has_proposals, is_exported
 from mmkerneldna.deploy import deploy
+from mmkerneldna.deploy.exported_model import ExportedModel, is_exported_name
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.launch.arguments import (
     add_cfg_options_argument,
@@ -39,7 +40,7 @@ from mmkerneldna.launch.arguments import (
     image_size,
     number,
 )
-from mmkerneldna.measure.benchmark import COST_COLUMNS, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
+from mmkerneldna.measure.benchmark import COST_COLUMNS, FILE_COLUMN, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config
 from mmkerneldna.measure.tables import (
@@ -62,7 +63,12 @@ PROPOSALS = Column('proposals', 'proposals', 0)
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', metavar='[NAME=]CONFIG', help='a file, or package::folder/name.py')
+    parser.add_argument(
+        'configs',
+        nargs='+',
+        metavar='[NAME=]CONFIG',
+        help='a file, or package::folder/name.py; or an exported file (.onnx, .xml, .pt2)',
+    )
     add_variant_argument(parser, nargs='+', default=[None])
     parser.add_argument('--scope', choices=['model', 'backbone'], default='model')
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1, 32])
@@ -101,26 +107,45 @@ def read_prepare(args):
     options = deploy_options(args)
     if options is None:
         return unchanged
-    return lambda model, workload: deploy(model, dtype=workload.dtype, **options)
+    return lambda model, workload: model if is_exported(model) else deploy(model, dtype=workload.dtype, **options)
 
 
 def read_subjects(args):
-    """Subjects, and their configs."""
-    subjects, configs = [], []
+    """Subjects, and name -> config of those that have one."""
+    files = [text for text in args.configs if is_exported_name(text)]
+    check_files(args, files)
+    subjects, configs = [], {}
     for text, variant in product(args.configs, args.variant):
         name, _, path = text.rpartition('=')
+        if text in files:
+            if variant == args.variant[0]:
+                subjects.append(Subject(name or Path(path).name, lambda path=path: ExportedModel(path)))
+            continue
         cfg = launch.load_config(path, args.cfg_options, variant=variant)
         launch.unsync_batch_norm(cfg)
-        configs.append(cfg)
         name = name or (Path(path.split('::')[-1]).stem if len(args.configs) > 1 or variant is None else '')
-        subjects.append(Subject(' '.join(filter(None, (name, variant))), lambda cfg=cfg: build_from_config(cfg, args.scope)))
+        name = ' '.join(filter(None, (name, variant)))
+        configs[name] = cfg
+        subjects.append(Subject(name, lambda cfg=cfg: build_from_config(cfg, args.scope)))
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UsageError(f'two configs have one name ({", ".join(names)}); write NAME=CONFIG')
     return subjects, configs
 
 
-def check_proposals(args, names, configs) -> None:
+def check_files(args, files) -> None:
+    """Refuse what exported files can't do.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if files and args.scope != 'model':
+        raise UsageError(f'--scope {args.scope}: {files[0]} is an exported file, a whole model: use --scope model')
+    if files and args.device != 'cpu':
+        raise UsageError(f'--device {args.device}: {files[0]} is an exported file and runs on the CPU here: add --device cpu')
+
+
+def check_proposals(args, configs) -> None:
     """Say which models --proposals does not concern.
 
     Raises:
@@ -130,8 +155,8 @@ def check_proposals(args, names, configs) -> None:
         return
     if args.proposals < 1:
         raise UsageError(f'--proposals {args.proposals}: at least 1 is needed')
-    without = [name for name, cfg in zip(names, configs) if not has_proposals(cfg.model)]
-    if args.scope == 'backbone' or len(without) == len(names):
+    without = [name for name, cfg in configs.items() if not has_proposals(cfg.model)]
+    if args.scope == 'backbone' or len(without) == len(configs):
         raise UsageError(
             f'--proposals {args.proposals} is for two-stage detectors with --scope model; no model here has an '
             'RPN, leave it out'
@@ -140,8 +165,8 @@ def check_proposals(args, names, configs) -> None:
         print(f'no RPN, not changed by --proposals: {", ".join(without)}')
 
 
-def read_workloads(args, cfg):
-    stated = None if args.scope == 'backbone' else size_from_config(cfg)
+def read_workloads(args, configs):
+    stated = size_from_config(next(iter(configs.values()))) if configs and args.scope == 'model' else None
     sizes = args.size or [stated or (224, 224)]
     return [
         Workload(batch, size, args.device, PRECISIONS[args.amp], args.channels_last, args.proposals)
@@ -181,10 +206,11 @@ def main():
             torch.set_num_threads(args.threads)
         prepare = read_prepare(args)
         subjects, configs = read_subjects(args)
-        check_proposals(args, [subject.name for subject in subjects], configs)
-        workloads = read_workloads(args, configs[0])
+        check_proposals(args, configs)
+        workloads = read_workloads(args, configs)
         launch.make_folder(args.out_dir, '--out-dir')
         columns = LEAD_COLUMNS + ((PROPOSALS,) if args.proposals else ()) + COST_COLUMNS
+        columns += (FILE_COLUMN,) if any(map(is_exported_name, args.configs)) else ()
         columns += TRAIN_COLUMNS if args.train_step else ()
         facts = environment(args.device)
         benchmark = Benchmark(subjects, workloads, prepare, args.repeats, args.warmup)

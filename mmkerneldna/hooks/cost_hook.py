@@ -3,7 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..anatomy import augments, undistributed, unwrap
+from ..anatomy import augments, is_exported, undistributed, unwrap
 from ..measure.complexity import complexity_row
 from ..measure.environment import describe, environment
 from ..measure.latency import Failure, Timing, attempt, time_interleaved
@@ -40,7 +40,7 @@ class CostHook(Hook):
     - ``repeats``: how many calls were timed; ``disturbed``: 1 where these show that the machine was busy with something
       else, even when measured again (see :mod:`.clock`), else 0. Then the latency is not a fact.
     - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: see :mod:`.complexity`.
-    - ``peak_memory_mb``: see :mod:`.memory`.
+    - ``peak_memory_mb``: see :mod:`.memory`. Of an exported file ``file_mb``, its size, instead.
     - ``height``, ``width``, ``batch``: what it was measured at.
 
     With test-time augmentation a call is the prediction from all views of an image, and ``gmacs`` are their sum.
@@ -97,7 +97,7 @@ class CostHook(Hook):
 
     def _measure_or_warn(self, runner: Runner, loop) -> dict[str, float]:
         model = undistributed(runner.model)
-        device = next(model.parameters()).device
+        device = next((p.device for p in model.parameters()), torch.device('cpu'))  # an exported file has none
         measured = attempt(lambda: self._measure(model, loop, str(device)), device)
         if isinstance(measured, Failure):
             print_log(
@@ -175,9 +175,13 @@ def _size_cells(model: nn.Module, views: tuple[tuple[int, int], ...]) -> dict[st
             print_log(f'GMACs can not be counted, {row}', logger='current', level=logging.WARNING)
             return {}
         known[size] = row
+    if 'gmacs' not in known[views[0]]:
+        return known[views[0]]
     return {**known[views[0]], 'gmacs': sum(known[size]['gmacs'] for size in views)}
 
 
 def _memory_cells(call: Call, model: nn.Module, device: str) -> dict[str, float]:
+    if is_exported(model):  # its runtime's memory is not seen from here
+        return dict(file_mb=cast(Any, model).file_mb)
     peak = attempt(lambda: peak_memory_mb(call, weight_bytes(model), device), device)
     return {} if peak is None or isinstance(peak, Failure) else dict(peak_memory_mb=peak)

@@ -74,5 +74,10 @@ class ProgressHook(Hook):
         metrics = metrics or {}
         self._score = describe_scores(metrics)
         latency = metrics.get('cost/latency_ms')
-        cost = f', {latency:.1f} ms per call, {metrics["cost/unique_params_m"]:.3f} M parameters' if latency else ''
-        self.display.say(f'  {where}: {self._score or "no score"}{cost}')
+        parameters = metrics.get('cost/unique_params_m')
+        parts = [
+            self._score or 'no score',
+            f'{latency:.1f} ms per call' if latency else '',
+            f'{parameters:.3f} M parameters' if parameters else '',
+        ]
+        self.display.say(f'  {where}: {", ".join(filter(None, parts))}')

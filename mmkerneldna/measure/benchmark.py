@@ -9,13 +9,14 @@ that could not be had is None, and ``error`` (``train_error`` for the training s
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from ..anatomy import is_exported
 from .complexity import complexity_row
 from .latency import Failure, Timing, attempt, time_interleaved
 from .memory import momentum_bytes, peak_memory_mb, weight_bytes
@@ -36,6 +37,7 @@ COST_COLUMNS = (
     Column('deployed_params_m', 'deployed M', 3),
     Column('peak_memory_mb', 'peak MB', 1, error='error'),
 )
+FILE_COLUMN = Column('file_mb', 'file MB', 1)
 TRAIN_COLUMNS = (
     Column('train_step_ms', 'train step ms', 1, error='train_error', doubt='train_disturbed'),
     Column('train_step_ratio', 'train x first', 3, doubt='train_disturbed'),
@@ -133,7 +135,7 @@ class Benchmark:
                 _merge(row, model)
             else:
                 _merge(row, _timing_cells(timings[name], workload))
-                _merge(row, _peak('peak_memory_mb', calls[name], weight_bytes(model), workload))
+                _merge(row, _memory_cells(model, calls[name], workload))
             rows.append(row)
         _add_ratio(rows, 'latency_ms', 'latency_ratio')
         return rows
@@ -171,6 +173,8 @@ class Benchmark:
 
 
 def _train_call(model: nn.Module, workload: Workload):
+    if is_exported(model):
+        raise ValueError('an exported file can not be trained')
     model = workload.place(model)
     model.train()
     return train_call(model, workload)
@@ -193,7 +197,7 @@ def _blank_row(name: str, workload: Workload, model: nn.Module | Failure) -> Row
         precision=workload.precision,
         channels_last=workload.channels_last,
     )
-    return {**row, **dict.fromkeys(column.key for column in COST_COLUMNS), 'error': None, 'disturbed': None}
+    return {**row, **dict.fromkeys(column.key for column in (*COST_COLUMNS, FILE_COLUMN)), 'error': None, 'disturbed': None}
 
 
 def _merge(row: Row, result: Mapping[str, Any] | Failure, error_key: str = 'error') -> None:
@@ -213,6 +217,12 @@ def _timing_cells(timing: Timing | Failure, workload: Workload) -> Row | Failure
         throughput_img_s=timing.throughput(workload.batch),
         disturbed=timing.disturbed or None,
     )
+
+
+def _memory_cells(model: nn.Module, call: Any, workload: Workload) -> Row | Failure:
+    if is_exported(model):  # the memory of its runtime is not seen from here
+        return dict(file_mb=cast(Any, model).file_mb, precision=cast(Any, model).precision)
+    return _peak('peak_memory_mb', call, weight_bytes(model), workload)
 
 
 def _peak(key: str, call: Any, resident: int, workload: Workload) -> Row | Failure:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..measure.benchmark import COST_COLUMNS
+from ..measure.benchmark import COST_COLUMNS, FILE_COLUMN
 from ..measure.tables import Column, cell, doubt_notes, filled_columns, markdown, rich_table, write_csv, write_json, write_text
 from .pareto import pareto_figure
 from .results import Row, sort_rows
@@ -99,7 +99,7 @@ def terminal_columns(rows: Sequence[Row]) -> list[Column]:
 
 def report_columns(rows: Sequence[Row]) -> list[Column]:
     """All columns that say something about these rows: accuracy next to cost."""
-    return filled_columns([*LEAD_COLUMNS, *score_columns(), *COST_COLUMNS, *TAIL_COLUMNS], rows)
+    return filled_columns([*LEAD_COLUMNS, *score_columns(), *COST_COLUMNS, FILE_COLUMN, *TAIL_COLUMNS], rows)
 
 
 def write_report(report: Report, out_dir: Path) -> dict[str, Path]:
@@ -143,9 +143,14 @@ def html_page(report: Report, png: bytes | None) -> str:
     parts = [f'<h1>{html.escape(report.title)}</h1>']
     parts += [f'<p class="fact">{html.escape(fact)}</p>' for fact in report.facts]
     for task, rows in report.tables:
-        parts += [f'<h2>{html.escape(task)}</h2>', _html_table(rows)]
+        parts += [f'<h2>{html.escape(task)}</h2>', html_table(rows, report_columns(rows))]
     parts.append(_html_plot(png))
-    return _PAGE.format(title=html.escape(report.title), body='\n'.join(parts))
+    return html_page_of(report.title, '\n'.join(parts))
+
+
+def html_page_of(title: str, body: str) -> str:
+    """A page with this package's style and tables that sort."""
+    return _PAGE.format(title=html.escape(title), body=body)
 
 
 def _html_plot(png: bytes | None) -> str:
@@ -158,8 +163,8 @@ def _html_plot(png: bytes | None) -> str:
     )
 
 
-def _html_table(rows: Sequence[Row]) -> str:
-    columns = report_columns(rows)
+def html_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A table for :func:`html_page_of`."""
     head = ''.join(f'<th>{html.escape(column.title)}</th>' for column in columns)
     body = '\n'.join('<tr>' + ''.join(_html_cell(row, column) for column in columns) + '</tr>' for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

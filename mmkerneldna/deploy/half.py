@@ -1,0 +1,31 @@
+"""OpenVINO files with half the bytes: weights in fp16, computing in bf16 or fp16."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from .export_error import ExportError
+from .file_meta import read_meta, write_meta
+from .runtimes import require
+from .writers import whole_files_only
+
+
+def openvino_half(path: str | Path, out: str | Path, dtype: str) -> None:
+    """Write a copy of an fp32 OpenVINO file that computes in half precision.
+
+    Args:
+        path, out: ``.xml`` files; weights lie beside them.
+        dtype: 'bf16' or 'fp16'. On a CPU without instructions for fp16 the weights are fp16 in the file, computing is fp32.
+
+    Raises:
+        ExportError: bf16 on a CPU without it.
+        FileError: the file can't be read.
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    openvino, meta = require('openvino'), read_meta(path)
+    core = openvino.Core()
+    able = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    if dtype == 'bf16' and 'BF16' not in able:
+        raise ExportError(f'this CPU computes no bf16 (OpenVINO lists {", ".join(able)}): take fp16, or int8')
+    with whole_files_only(Path(out)) as draft:
+        openvino.save_model(core.read_model(str(path)), str(draft), compress_to_fp16=True)
+        write_meta(draft, replace(meta, dtype=dtype))

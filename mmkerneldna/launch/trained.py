@@ -1,0 +1,30 @@
+"""The model of a config with the weights of a checkpoint, for tools that have no Runner to load it."""
+
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from torch import nn
+
+from ..checkpoints.loading import check_architecture
+from ..measure.benchmark import build_from_config
+from .config import unsync_batch_norm
+
+
+def build_trained(cfg: Config, path: str) -> tuple[nn.Module, dict]:
+    """Build a model and load its weights, once :func:`.loading.install_safe_loading` was called.
+
+    Args:
+        cfg: a whole config; ``SyncBN`` becomes ``BN`` in it where that is needed.
+        path: of the checkpoint.
+
+    Returns:
+        tuple: the model in evaluation mode on the CPU, and the checkpoint.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another architecture.
+    """
+    unsync_batch_norm(cfg)
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    model = build_from_config(cfg)
+    check_architecture(model, checkpoint, path)
+    load_checkpoint(model, path, map_location='cpu', strict=True)
+    return model.eval(), checkpoint
