@@ -40,7 +40,15 @@ from mmkerneldna.launch.arguments import (
     image_size,
     number,
 )
-from mmkerneldna.measure.benchmark import COST_COLUMNS, FILE_COLUMN, TRAIN_COLUMNS, Benchmark, Subject, build_from_config, unchanged
+from mmkerneldna.measure.benchmark import (
+    COST_COLUMNS,
+    FILE_COLUMN,
+    TRAIN_COLUMNS,
+    Benchmark,
+    Subject,
+    build_from_config,
+    unchanged,
+)
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config
 from mmkerneldna.measure.tables import (

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
-from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
 from mmkerneldna.deploy.quantise import FEWEST_IMAGES, has_vnni
 from mmkerneldna.errors import UsageError, one_line, one_line_errors
-from mmkerneldna.launch.arguments import add_verbose_argument, image_size, number
+from mmkerneldna.launch.arguments import add_cfg_options_argument, add_unsafe_argument, add_verbose_argument, image_size, number
 from mmkerneldna.launch.calibration import DEFAULT_COUNT
 from mmkerneldna.launch.evaluation import Evaluation
 from mmkerneldna.launch.formats import FORMATS, FormatMaker, score_row, time_formats
@@ -38,25 +37,33 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a file, or package::folder/name.py')
     parser.add_argument('checkpoint', help='weights of the whole model')
-    parser.add_argument('--formats', nargs='+', choices=list(FORMATS), default=list(FORMATS), metavar='NAME', help=', '.join(FORMATS))
+    parser.add_argument(
+        '--formats', nargs='+', choices=list(FORMATS), default=list(FORMATS), metavar='NAME', help=', '.join(FORMATS)
+    )
     parser.add_argument('--images', type=number(1), metavar='N', help='score on the first N test images (default: all)')
     parser.add_argument('--no-score', action='store_true', help='only make and time; with --reuse earlier scores stay')
     parser.add_argument('--batch', type=number(1), nargs='*', default=[1, 8], help='images per timed call; none: no timing')
     parser.add_argument('--size', type=image_size, metavar='N|HxW', help='of the files (default: of the first test image)')
     parser.add_argument(
-        '--dynamic', choices=['both', 'batch', 'none'], default='both', help='what may vary in a file: batch and size, batch, nothing'
+        '--dynamic',
+        choices=['both', 'batch', 'none'],
+        default='both',
+        help='what may vary in a file: batch and size, batch, nothing',
     )
     parser.add_argument('--calib', type=number(FEWEST_IMAGES), default=DEFAULT_COUNT, metavar='N', help='images for int8')
     parser.add_argument(
-        '--max-drop', type=number(0, whole=False), metavar='POINTS', help='int8: layers stay float until it loses no more than this'
+        '--max-drop',
+        type=number(0, whole=False),
+        metavar='POINTS',
+        help='int8: layers stay float until it loses no more than this',
     )
     parser.add_argument('--repeats', type=number(1), default=20, help='timed rounds')
     parser.add_argument('--warmup', type=number(0), default=3, help='rounds before them')
     parser.add_argument('--threads', type=number(1), help="CPU threads of torch and of the runtimes (default: torch's choice)")
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/formats'))
     parser.add_argument('--reuse', action='store_true', help='take the files in --out-dir as they are')
-    parser.add_argument('--unsafe-checkpoint', action='store_true', help='read a file that holds more than weights')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    add_unsafe_argument(parser)
+    add_cfg_options_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()
 

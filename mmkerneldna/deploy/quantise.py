@@ -5,10 +5,8 @@ With a largest allowed loss, layers that hurt go back to float: layers are ranke
 two images; 1, 2, 4, ... of the worst are left out until the score is good enough, then as few of these as will do.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ..errors import KernelDNAError
 from . import quantise_onnx, quantise_openvino
 from .file_meta import FileMeta, kind_of, read_meta, write_meta
 from .quantise_graph import Selection
+from .writers import whole_files_only
 
 #: fewer images do not show what the activations of a net look like
 FEWEST_IMAGES = 10
@@ -96,8 +95,7 @@ def quantise(
     selection = _READ[kind](path)
     if not selection.layers:
         raise QuantiseError(f'{path} has no convolution and no matrix product: there is nothing to quantise')
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix='quantise-') as folder:
-        draft = Path(folder, out.name)
+    with whole_files_only(out) as draft:
         report = QuantiseReport(str(out), len(images), 0)
 
         def score_without(names: Sequence[str]) -> float:
@@ -111,8 +109,6 @@ def quantise(
             rank = partial(_rank, kind, path, draft, batches, selection)
             report.left_float = _search(score_without, rank, report.float_score - max_drop, report)
         report.layers = len(selection.layers) - len(report.left_float)
-        for file in sorted(Path(folder).iterdir()):
-            os.replace(file, out.with_name(file.name))
     print_log(str(report), logger='current')
     return report
 
@@ -126,7 +122,9 @@ def _check(path: Path, out: Path, meta: FileMeta, images: Sequence[np.ndarray], 
     if meta.dtype != 'fp32':
         raise QuantiseError(f'{path} computes in {meta.dtype}: export it in fp32, int8 is made of that')
     if len(images) < FEWEST_IMAGES:
-        raise QuantiseError(f'{len(images)} calibration images are too few: give at least {FEWEST_IMAGES}, 100 to 300 are usual')
+        raise QuantiseError(
+            f'{len(images)} calibration images are too few: give at least {FEWEST_IMAGES}, 100 to 300 are usual'
+        )
     if max_drop is not None and (score is None or not max_drop >= 0):
         raise QuantiseError(f'max_drop={max_drop} must be at least 0, with a function that scores a file')
     for image in images:
@@ -144,14 +142,11 @@ def _write(kind: str, path: Path, draft: Path, meta: FileMeta, batches: Sequence
         raise
     except Exception as error:  # both libraries raise what they like
         raise QuantiseError(f'{path} can not be quantised, {type(error).__name__}: {str(error)[:400]}') from error
-    write_meta(draft, FileMeta(**{**asdict(meta), 'dtype': 'int8'}))
+    write_meta(draft, replace(meta, dtype='int8'))
 
 
 def _search(
-    score_without: Callable[[Sequence[str]], float],
-    rank: Callable[[], list[str]],
-    lowest: float,
-    report: QuantiseReport,
+    score_without: Callable[[Sequence[str]], float], rank: Callable[[], list[str]], lowest: float, report: QuantiseReport
 ) -> list[str]:
     """As few layers left float as keep the score; the last file written is the one without them.
 

@@ -1,5 +1,6 @@
 """int8 for onnxruntime: its static quantisation, in the QDQ form that every runtime of ONNX reads."""
 
+import importlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,19 @@ from .quantise_graph import Operation, Selection, select
 from .runtimes import require
 
 #: node types that onnxruntime computes in int8, so that a quantised map passes through them
-BETWEEN = ('Add', 'Mul', 'Concat', 'Resize', 'MaxPool', 'AveragePool', 'GlobalAveragePool', 'Relu', 'Clip', 'Sigmoid', 'LeakyRelu')
+BETWEEN = (
+    'Add',
+    'Mul',
+    'Concat',
+    'Resize',
+    'MaxPool',
+    'AveragePool',
+    'GlobalAveragePool',
+    'Relu',
+    'Clip',
+    'Sigmoid',
+    'LeakyRelu',
+)
 LAYERS = ('Conv', 'MatMul', 'Gemm')
 
 
@@ -45,8 +58,8 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
         selection: what is quantised.
         full_range (bool): False leaves one bit of the weights unused, for a CPU that would saturate in 16 bits (no VNNI).
     """
-    tools = require('onnxruntime.quantization')
-    onnx = require('onnx')
+    onnx, _ = require('onnx'), require('onnxruntime')
+    tools = importlib.import_module('onnxruntime.quantization')
     model = onnx.load(str(path))
     types = {node.name: node.op_type for node in model.graph.node}
     nodes = [*selection.layers, *(name for name in selection.between if types[name] in BETWEEN)]

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import KernelDNAError
 
 #: import name -> extra of this package that installs it
-EXTRAS = {'onnx': 'onnx', 'onnxruntime': 'onnx', 'onnxscript': 'onnx', 'openvino': 'openvino'}
+EXTRAS = {'onnx': 'onnx', 'onnxruntime': 'onnx', 'onnxscript': 'onnx', 'openvino': 'openvino', 'nncf': 'openvino'}
 
 
 class RuntimeMissingError(KernelDNAError, ImportError):

@@ -149,9 +149,7 @@ def megabytes(model: nn.Module) -> float:
     return cast(Any, model).file_mb if is_exported(model) else weight_bytes(model) / 1e6
 
 
-def time_formats(
-    models: Mapping[str, nn.Module], dataset, batches: Sequence[int], repeats: int, warmup: int
-) -> dict[str, Row]:
+def time_formats(models: Mapping[str, nn.Module], dataset, batches: Sequence[int], repeats: int, warmup: int) -> dict[str, Row]:
     """Latency of a whole ``test_step``, in turns, on the first image of the test set.
 
     Args:
