@@ -87,9 +87,8 @@ def write_file(path, model, task='segmentation', size=None, batch=None, **facts)
         output_names=list(model.outputs),
         dynamic_axes={'images': axes, **{name: {0: 'n'} for name in model.outputs}} if axes else None,
     )
-    meta = FileMeta(
-        task, facts.pop('classes', CLASSES), size=size and list(size), batch=batch, outputs=list(model.outputs), **facts
-    )
+    facts = dict(dict(classes=CLASSES, size=size and list(size), batch=batch, outputs=list(model.outputs)), **facts)
+    meta = FileMeta(task, **facts)
     if path.suffix == '.xml':
         import openvino
 

@@ -37,25 +37,17 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a file, or package::folder/name.py')
     parser.add_argument('checkpoint', help='weights of the whole model')
-    parser.add_argument(
-        '--formats', nargs='+', choices=list(FORMATS), default=list(FORMATS), metavar='NAME', help=', '.join(FORMATS)
-    )
+    parser.add_argument('--formats', nargs='+', choices=list(FORMATS), default=list(FORMATS), help='default: all')
     parser.add_argument('--images', type=number(1), metavar='N', help='score on the first N test images (default: all)')
     parser.add_argument('--no-score', action='store_true', help='only make and time; with --reuse earlier scores stay')
     parser.add_argument('--batch', type=number(1), nargs='*', default=[1, 8], help='images per timed call; none: no timing')
     parser.add_argument('--size', type=image_size, metavar='N|HxW', help='of the files (default: of the first test image)')
     parser.add_argument(
-        '--dynamic',
-        choices=['both', 'batch', 'none'],
-        default='both',
-        help='what may vary in a file: batch and size, batch, nothing',
+        '--dynamic', choices=['both', 'batch', 'none'], default='both', help='what may vary in a file: both is batch and size'
     )
     parser.add_argument('--calib', type=number(FEWEST_IMAGES), default=DEFAULT_COUNT, metavar='N', help='images for int8')
     parser.add_argument(
-        '--max-drop',
-        type=number(0, whole=False),
-        metavar='POINTS',
-        help='int8: layers stay float until it loses no more than this',
+        '--max-drop', type=number(0, whole=False), metavar='POINTS', help='largest loss of int8: layers that hurt stay float'
     )
     parser.add_argument('--repeats', type=number(1), default=20, help='timed rounds')
     parser.add_argument('--warmup', type=number(0), default=3, help='rounds before them')

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .export_error import ExportError
 from .file_meta import read_meta, write_meta
@@ -22,10 +23,14 @@ def openvino_half(path: str | Path, out: str | Path, dtype: str) -> None:
         RuntimeMissingError: OpenVINO is not installed.
     """
     openvino, meta = require('openvino'), read_meta(path)
-    core = openvino.Core()
-    able = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    able = capabilities(openvino)
     if dtype == 'bf16' and 'BF16' not in able:
         raise ExportError(f'this CPU computes no bf16 (OpenVINO lists {", ".join(able)}): take fp16, or int8')
     with whole_files_only(Path(out)) as draft:
-        openvino.save_model(core.read_model(str(path)), str(draft), compress_to_fp16=True)
+        openvino.save_model(openvino.Core().read_model(str(path)), str(draft), compress_to_fp16=True)
         write_meta(draft, replace(meta, dtype=dtype))
+
+
+def capabilities(openvino: Any) -> list[str]:
+    """What OpenVINO computes fast on this CPU, such as 'FP32', 'BF16', 'INT8'."""
+    return openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')

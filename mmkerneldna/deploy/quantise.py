@@ -123,7 +123,7 @@ def _check(path: Path, out: Path, meta: FileMeta, images: Sequence[np.ndarray], 
         raise QuantiseError(f'{path} computes in {meta.dtype}: export it in fp32, int8 is made of that')
     if len(images) < FEWEST_IMAGES:
         raise QuantiseError(
-            f'{len(images)} calibration images are too few: give at least {FEWEST_IMAGES}, 100 to 300 are usual'
+            f'{len(images)} calibration images are too few: at least {FEWEST_IMAGES} are needed, 100 to 300 usual'
         )
     if max_drop is not None and (score is None or not max_drop >= 0):
         raise QuantiseError(f'max_drop={max_drop} must be at least 0, with a function that scores a file')

@@ -1,9 +1,10 @@
 """Which operations of an exported graph are worth quantising, told from the graph alone.
 
 Convolutions and matrix products carry the time and most of the weights. What lies between them on feature maps (residual sums,
-gates, pooling, resizing, concatenation) is quantised with them, or numbers would go back and forth between int8 and float. The
-rest stays float: normalisation before the first layer; decoding of boxes, NMS, the resizing of logits and the largest class behind
-the last one; and the arithmetic of boxes between a proposal network and a second stage, where an eighth of a bit is a pixel.
+gates, pooling, resizing, concatenation) is quantised with them, or numbers would go back and forth between int8 and float.
+The rest stays float: normalisation before the first layer; decoding of boxes, NMS, the resizing of logits and the largest class
+behind the last one; and the arithmetic of boxes between a proposal network and a second stage, where one of 256 steps would be
+several pixels.
 """
 
 from collections import defaultdict

@@ -12,17 +12,8 @@ from .runtimes import require
 
 #: node types that onnxruntime computes in int8, so that a quantised map passes through them
 BETWEEN = (
-    'Add',
-    'Mul',
-    'Concat',
-    'Resize',
-    'MaxPool',
-    'AveragePool',
-    'GlobalAveragePool',
-    'Relu',
-    'Clip',
-    'Sigmoid',
-    'LeakyRelu',
+    *('Add', 'Mul', 'Concat', 'Resize', 'MaxPool', 'AveragePool', 'GlobalAveragePool'),
+    *('Relu', 'Clip', 'Sigmoid', 'LeakyRelu'),
 )
 LAYERS = ('Conv', 'MatMul', 'Gemm')
 

@@ -72,5 +72,5 @@ def main_score(metrics: Mapping[str, Any]) -> tuple[Score, float]:
     """
     for score in SCORES:
         if is_number(metrics.get(score.key)):
-            return score, metrics[score.key] * score.scale
+            return score, float(metrics[score.key]) * score.scale
     raise UsageError(f'the evaluator gives no score that is known here: {", ".join(score.key for score in SCORES)}')

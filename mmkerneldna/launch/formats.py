@@ -85,7 +85,7 @@ class FormatMaker:
     cfg: Config
     name: str
     model: nn.Module
-    checkpoint: Mapping[str, Any]
+    checkpoint: dict[str, Any]
     folder: Path
     size: tuple[int, int]
     dynamic: str = 'both'
@@ -139,7 +139,7 @@ class FormatMaker:
 
 def score_row(key: str, model: nn.Module, metrics: Mapping[str, Any]) -> Row:
     """A row with the scores of a format, in percent, if there are any, and its size."""
-    scores = {score.name: metrics[score.key] * score.scale for score in SCORES if is_number(metrics.get(score.key))}
+    scores = {score.name: float(metrics[score.key]) * score.scale for score in SCORES if is_number(metrics.get(score.key))}
     main = dict(main=main_score(metrics)[1]) if metrics else {}
     return dict(name=FORMATS[key].title, format=key, **scores, **main, file_mb=megabytes(model))
 
