@@ -7,12 +7,12 @@ import torch
 from helpers import randomise
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from tiny_runs import run_tool
+from tiny_runs import ROOT, SEGMENTER, run_tool
 
 from mmkerneldna.runs.format_table import complete_rows
 
-CONFIG = """
-_base_ = 'mmkerneldna::shapes/upernet_kdna-r18_shapes.py'
+CONFIG = f"""
+_base_ = {str(ROOT / SEGMENTER)!r}
 model = dict(
     backbone=dict(base_channels=8),
     decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
@@ -42,12 +42,12 @@ def rows_of(out):
 
 
 def test_scores_sizes_and_times(trained, shapes, tmp_path, capsys, monkeypatch):
-    formats = ['--formats', 'torch', 'deployed', 'onnx', 'onnx-int8', 'openvino-bf16', 'openvino-fp16']
+    formats = ['--formats', 'torch', 'onnx', 'onnx-int8', 'openvino-bf16', 'openvino-fp16']
     monkeypatch.setattr('mmkerneldna.deploy.half.capabilities', lambda openvino: ['FP32', 'INT8'])
     assert run(trained, shapes, tmp_path, *formats, '--calib', '10', '--batch', '1', '2') == 0
     rows = rows_of(tmp_path)
     assert list(rows) == formats[1:]
-    for key in ('deployed', 'onnx', 'openvino-fp16'):
+    for key in ('onnx', 'openvino-fp16'):
         assert rows[key]['miou'] == pytest.approx(rows['torch']['miou'], abs=0.5)
         assert rows[key]['score_change'] == pytest.approx(rows[key]['miou'] - rows['torch']['miou'])
     for row in (row for key, row in rows.items() if key != 'openvino-bf16'):
