@@ -46,6 +46,7 @@ class ShapesSpec:
         val_images: number of validation images.
         min_side: smallest image side in pixels, at least 96.
         max_side: largest image side in pixels.
+        scale: of the shapes in (0, 1]; 0.25 makes all of them small.
     """
 
     seed: int = 0
@@ -53,10 +54,13 @@ class ShapesSpec:
     val_images: int = 80
     min_side: int = 160
     max_side: int = 256
+    scale: float = 1.0
 
     def __post_init__(self):
         if min(self.train_images, self.val_images) < 1 or not 96 <= self.min_side <= self.max_side:
             raise DataError(f'cannot generate {self}: expected at least one image in each split and 96 <= min_side <= max_side')
+        if not 0 < self.scale <= 1:
+            raise DataError(f'cannot generate shapes of scale {self.scale}: it must lie in (0, 1]')
 
 
 def hard_cases(count: int) -> list[str]:
@@ -117,7 +121,7 @@ def _check_identical(root: Path, spec: ShapesSpec) -> None:
     except (KeyError, TypeError, ValueError):
         raise DataError(f'{root} is damaged: {_MANIFEST} in it is not what was generated; {fix}') from None
     wanted = dict(asdict(spec), version=_VERSION)
-    have = dict(found.get('spec', {}), version=found.get('version'))
+    have = dict(dict(scale=1.0), **found.get('spec', {}), version=found.get('version'))  # older sets do not state a scale
     differing = [f'{key} {have.get(key)} (asked for {wanted[key]})' for key in wanted if have.get(key) != wanted[key]]
     if differing:
         raise DataError(f'{root} holds another shapes set: {", ".join(differing)}; {fix}')
@@ -163,7 +167,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec, track: Callable) -> s
     for index, case in enumerate(track(cases, f'shapes, {split}')):
         rng = np.random.RandomState([spec.seed, SPLITS.index(split), index])
         height, width = rng.randint(spec.min_side, spec.max_side + 1, 2)
-        _write_image(root, split, index, draw_scene(rng, height, width, case), coco)
+        _write_image(root, split, index, draw_scene(rng, height, width, case, spec.scale), coco)
     path = _annotations(root, split)
     path.write_text(json.dumps(coco, sort_keys=True, separators=(',', ':')))
     return split_digest(root, split)

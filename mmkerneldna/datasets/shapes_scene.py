@@ -21,6 +21,7 @@ OCCLUDED_RANGE = (0.3, 0.6)  # visible share that counts as a hard, occluded obj
 TRUNCATED_RANGE = (0.35, 0.75)
 RADIUS = (18, 44)
 TINY_RADIUS = (4, 6)
+MIN_RADIUS = 3.0
 _SUBPIXEL_BITS = 4
 _TRIES = 400
 
@@ -55,6 +56,7 @@ class _Canvas:
 
     image: np.ndarray
     owner: np.ndarray
+    scale: float = 1.0  # of the shapes
     labels: list[int] = field(default_factory=list)
     full_areas: list[int] = field(default_factory=list)
 
@@ -116,11 +118,11 @@ def _place(rng, canvas: _Canvas, radius_range, accept, near: np.ndarray | None =
     """Try random positions: anywhere, within 30 px of ``near``, or across the image border."""
     height, width = (side - 2 * MARGIN for side in canvas.owner.shape)
     for _ in range(_TRIES):
-        radius = rng.uniform(*radius_range)
+        radius = max(rng.uniform(*radius_range) * canvas.scale, MIN_RADIUS)
         inside = min(radius, height / 2 - 1, width / 2 - 1)
         centre = rng.uniform((inside, inside), (width - inside, height - inside))
         if near is not None:
-            centre = near + rng.uniform(-30, 30, 2)
+            centre = near + rng.uniform(-30, 30, 2) * canvas.scale
         if border:
             axis = rng.randint(2)
             centre[axis] = rng.choice([0, (width, height)[axis]]) + rng.uniform(-0.4, 0.4) * radius
@@ -162,16 +164,16 @@ def _centroid(canvas: _Canvas, index: int) -> np.ndarray:
     return np.array([xs.mean(), ys.mean()]) - MARGIN
 
 
-def _compose(rng, height: int, width: int, case: str) -> _Canvas | None:
+def _compose(rng, height: int, width: int, case: str, scale: float) -> _Canvas | None:
     image = background(rng, height + 2 * MARGIN, width + 2 * MARGIN)
-    canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32))
+    canvas = _Canvas(image, np.zeros(image.shape[:2], np.int32), scale)
     count = {'empty': 0, 'plain': rng.randint(3, 9)}.get(case, rng.randint(0, 4))
     for _ in range(count):
         _place(rng, canvas, RADIUS, _everything_visible)
     return canvas if _place_hard(rng, canvas, case) else None
 
 
-def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 'plain') -> Scene:
+def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 'plain', scale: float = 1.0) -> Scene:
     """Draw one image.
 
     Args:
@@ -179,6 +181,7 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
         height: image height in pixels, at least 96.
         width: image width in pixels, at least 96.
         case: one of ``CASES``; all but ``'plain'`` are the hard ones. ``'empty'`` has background and clutter only.
+        scale: of the shapes; at 0.25 all are small ones (radius 3 to 11 pixels).
 
     Raises:
         ValueError: unknown case, or a side too small to hold the shapes.
@@ -190,7 +193,7 @@ def draw_scene(rng: np.random.RandomState, height: int, width: int, case: str = 
         )
     canvas = None
     while canvas is None:
-        canvas = _compose(rng, height, width, case)
+        canvas = _compose(rng, height, width, case, scale)
     return Scene(case, photograph(rng, canvas.image[canvas.view]), _instances(canvas))
 
 

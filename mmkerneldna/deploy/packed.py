@@ -55,6 +55,8 @@ class PackedConv2d(nn.Conv2d):
         conv (nn.Conv2d): shares its parameters.
     """
 
+    computes_plainly = True  # conv2d(x, weight, bias) with its own attributes, like a plain convolution
+
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(**conv_arguments(conv), device='meta')
         self.weight, self.bias = conv.weight, conv.bias

@@ -23,7 +23,8 @@ class Routed(nn.Module):
     the losses were summed, and must find it doing the same.
 
     Attributes:
-        loss_name (str): the model's loss dict gets ``loss_<loss_name>``, summed over all layers with this name.
+        loss_name (str): the model's loss dict gets ``loss_<loss_name>``, summed over all layers with this name; ``''`` where
+            the layer's owner sees to its loss.
         loss_weight (float): of that loss, unless the hook has another.
         rate_name (str): the log gets ``<rate_name>_min`` and ``<rate_name>_max`` over all rates of these layers, and each
             rate as ``<first word of rate_name>/<path>[/<key>]``.
@@ -92,7 +93,8 @@ def by_loss(layers: Mapping[str, R]) -> dict[str, list[R]]:
     """{loss_name: layers}, in the order of ``layers``."""
     groups: dict[str, list[R]] = {}
     for layer in layers.values():
-        groups.setdefault(layer.loss_name, []).append(layer)
+        if layer.loss_name:
+            groups.setdefault(layer.loss_name, []).append(layer)
     return groups
 
 

@@ -4,8 +4,10 @@ from .gates import ImageGate, KeepGate, PositionGate, gumbel_keep
 from .keep import decisions, keep_all, keep_gates, set_keep
 from .position_ffn import PositionFFN2d, build_position_ffns, swap_ffns
 from .position_moe import PositionMoE2d
+from .query_gate import QueryGate
 from .routing_attention import RoutingAttention2d
 from .routing_neck import RoutingNeck
+from .sparse_query import SparseQueryFCOSHead, SparseQueryRetinaHead
 from .tree_router import TreeRouter
 
 __all__ = [
@@ -14,8 +16,11 @@ __all__ = [
     'PositionFFN2d',
     'PositionGate',
     'PositionMoE2d',
+    'QueryGate',
     'RoutingAttention2d',
     'RoutingNeck',
+    'SparseQueryFCOSHead',
+    'SparseQueryRetinaHead',
     'TreeRouter',
     'build_position_ffns',
     'decisions',

@@ -165,12 +165,15 @@ def _rate(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _run(model: nn.Module, batch: Any) -> None:
-    """Up to the features: no gate of this package is behind them."""
+    """Up to the features, and the gates of the heads behind them."""
     inner: Any = unwrap(model)
     if not isinstance(batch, Tensor):
         batch = inner.data_preprocessor(batch, False)['inputs']
     batch = batch.to(next(inner.parameters()).device)
-    inner.extract_feat(batch) if is_whole(inner) else inner(batch)
+    features = inner.extract_feat(batch) if is_whole(inner) else inner(batch)
+    for head in inner.modules():
+        if hasattr(head, 'ask_gates'):
+            head.ask_gates(features)
 
 
 def _as_batches(images: Batches | None) -> list[Any]:

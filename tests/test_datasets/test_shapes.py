@@ -57,6 +57,25 @@ def test_same_seed_is_byte_identical_and_another_seed_is_not(root, tmp_path):
     assert other[annotation] != again[annotation]
 
 
+def test_scale_makes_small_objects(tmp_path):
+    small = generate_shapes(tmp_path / 'small', replace(SPEC, scale=0.25))
+    areas = [a['area'] for a in json.loads((small / 'annotations/instances_training.json').read_text())['annotations']]
+    assert len(areas) > 20 and max(areas) < 22**2 and min(areas) > 4
+    with pytest.raises(DataError, match=r'scale 0.25 \(asked for 1.0\)'):
+        generate_shapes(small, SPEC)
+    with pytest.raises(DataError, match=r'scale 0: it must lie in \(0, 1\]'):
+        replace(SPEC, scale=0)
+
+
+def test_a_set_from_before_scales_is_still_taken(root, tmp_path):
+    old = tmp_path / 'old'
+    shutil.copytree(root, old)
+    manifest = json.loads((old / 'dataset.json').read_text())
+    del manifest['spec']['scale']
+    (old / 'dataset.json').write_text(json.dumps(manifest))
+    assert generate_shapes(old, SPEC) == old
+
+
 @pytest.mark.parametrize('count', [8, 80, 320])
 def test_hard_cases_have_the_stated_share(count):
     cases = hard_cases(count)
