@@ -21,13 +21,13 @@ test_evaluator = val_evaluator
 
 max_epochs = 10
 model = dict(
-    backbone=dict(depth=18, base_channels=32, frozen_stages=-1, norm_eval=False, init_cfg=None),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, start_level=0, num_outs=4),
+    backbone=dict(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32, start_level=0, num_outs=4),
     bbox_head=dict(
         type='SparseQueryRetinaHead',
         num_classes=6,
-        in_channels=64,
-        feat_channels=64,
+        in_channels=32,
+        feat_channels=32,
         stacked_convs=2,
         norm_cfg=dict(type='BN'),
         anchor_generator=dict(octave_base_scale=3, scales_per_octave=2, ratios=[1.0], strides=[4, 8, 16, 32]),
@@ -37,7 +37,7 @@ model = dict(
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),

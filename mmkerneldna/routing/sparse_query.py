@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..layers.drop_in import at_least_fp32
 from .query_gate import QueryGate
 from .tile_towers import Tiles, halo_of, run_on_tiles, work_share
 
@@ -151,7 +152,8 @@ class SparseQuery(nn.Module):
         if len(positions):
             outputs = [tuple(y[:, None] for y in values), *outputs]
             priors = [self._sparse_priors(positions, finest), *priors]
-        columns: list[Any] = [list(column) for column in zip(*outputs)]
+        # NMS takes no half precision
+        columns: list[Any] = [[at_least_fp32(y) for y in column] for column in zip(*outputs)]
         scores, boxes, *factors = columns
         return self._predict_by_feat_single(
             cls_score_list=scores,
@@ -168,10 +170,10 @@ class SparseQuery(nn.Module):
         generator = self.prior_generator
         each = generator.num_base_priors[0]
         numbers = (positions[:, None] * each + torch.arange(each, device=positions.device)).flatten()
-        return generator.sparse_priors(numbers, tuple(finest.shape[2:]), 0, finest.dtype, finest.device)
+        return generator.sparse_priors(numbers, tuple(finest.shape[2:]), 0, torch.float32, finest.device)
 
     def _dense_priors(self, x: Tensor, level: int) -> Tensor:
-        return self.prior_generator.single_level_grid_priors(tuple(x.shape[2:]), level, dtype=x.dtype, device=x.device)
+        return self.prior_generator.single_level_grid_priors(tuple(x.shape[2:]), level, dtype=torch.float32, device=x.device)
 
     def _halo(self) -> int | None:
         """None where towers came to need the whole map, as shared kernels do with their gates: then it is computed whole."""

@@ -32,7 +32,16 @@ FCOS = dict(
 
 
 def build_head(cfg, query=None, **options):
-    cfg = dict(num_classes=3, in_channels=8, feat_channels=8, stacked_convs=2, train_cfg=TRAIN, test_cfg=TEST, **cfg, **options)
+    cfg = dict(
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=2,
+        train_cfg=TRAIN,
+        test_cfg=copy.deepcopy(TEST),
+        **cfg,
+        **options,
+    )
     with DefaultScope.overwrite_default_scope('mmdet'):
         head = MODELS.build(dict(cfg, query=dict(tile=8, **(query or {}))))
     for conv in (m for m in head.modules() if isinstance(m, nn.Conv2d)):
@@ -204,7 +213,7 @@ def detector(**head):
         neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, start_level=0, num_outs=4),
         bbox_head=dict(RETINA, num_classes=3, in_channels=8, feat_channels=8, stacked_convs=2, query=dict(tile=8), **head),
         train_cfg=TRAIN,
-        test_cfg=TEST,
+        test_cfg=copy.deepcopy(TEST),
     )
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(ConfigDict(cfg))
@@ -237,6 +246,7 @@ def test_keep_is_set_after_training_and_survives_saving():
 
 def test_deployed_it_queries_the_same():
     model, data = detector(), images(2)
+    nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)  # else nothing has a score
     set_keep(model, 0.4, [data])
     fast = deploy(model)
     with torch.no_grad():
