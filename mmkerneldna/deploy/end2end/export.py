@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...anatomy import task_of
+from ...anatomy import is_whole, task_of
 from ...errors import KernelDNAError
 from ..deployment import lean_copy
 from ..export_error import ExportError
 from ..file_meta import FileMeta, write_meta
 from ..runners import FileRunner
 from ..traceable import with_matrix_pools
-from ..writers import DYNAMIC, SUFFIXES, whole_files_only, write
+from ..writers import DYNAMIC, OPSET, SUFFIXES, whole_files_only, write
 from .agreement import Agreement
 from .check import check
+from .detector import WholeDetector
+from .operators import OnnxOperators, register_symbolics
+from .plain import PlainOperators
 from .segmenter import WholeSegmenter
 
 FORMATS = ('onnx', 'openvino', 'pt2')
@@ -71,7 +74,7 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
         ExportError: the model has a part that can't be exported, the exporter fails, or the file deviates from torch. Then
             there is no file.
     """
-    whole = whole_model(model)
+    whole = whole_model(model, wanted.file_format)
     meta = _meta(whole, wanted)
     with whole_files_only(wanted.path) as unchecked:
         _write(whole, wanted, meta, unchecked)
@@ -81,15 +84,19 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
     return meta, agreement
 
 
-def whole_model(model: nn.Module) -> nn.Module:
+def whole_model(model: nn.Module, file_format: str) -> nn.Module:
     """The traceable form of a deployed copy.
 
     Raises:
         ExportError: neither a detector nor a segmenter, or one with a part that can't be exported.
     """
+    if not is_whole(model):
+        raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: only --scope backbone can be exported')
     if task_of(model) == 'segmentation':
         return with_matrix_pools(WholeSegmenter(lean_copy(model))).eval()
-    raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: only --scope backbone can be exported')
+    register_symbolics(OPSET)
+    operators = PlainOperators if file_format == 'pt2' else OnnxOperators
+    return with_matrix_pools(WholeDetector(lean_copy(model), operators)).eval()
 
 
 def _meta(whole, wanted: EndToEnd) -> FileMeta:
@@ -101,7 +108,12 @@ def _meta(whole, wanted: EndToEnd) -> FileMeta:
         batch=1 if wanted.dynamic == 'none' else None,
         outputs=list(whole.outputs),
         config=wanted.config,
+        mask_threshold=_mask_threshold(whole),
     )
+
+
+def _mask_threshold(whole) -> float | None:
+    return float(whole.model.roi_head.test_cfg.mask_thr_binary) if whole.task == 'instance' else None
 
 
 def _write(whole: nn.Module, wanted: EndToEnd, meta: FileMeta, path: Path) -> None:
