@@ -34,7 +34,8 @@ class FileMeta:
         task (str): ``'detection'`` (outputs dets, labels), ``'instance'`` (and masks), ``'segmentation'`` (labels_map), or
             ``'raw'`` for a part of a model that takes normalised float images.
         classes (list): names, in the order of the labels.
-        input (dict): ``name``, ``channels`` ('bgr'), ``dtype`` ('uint8'), ``pad_divisor`` (what the graph pads sides to).
+        input (dict): ``name``, ``channels`` ('bgr'), ``dtype`` ('uint8'), ``pad_divisor`` (what the graph pads sides to),
+            ``least_side`` (of the images).
         size (list, optional): [H, W] of the images, None where any size goes.
         batch (int, optional): number of images, None where any number goes.
         outputs (list): their names, in order.
@@ -66,8 +67,11 @@ class FileMeta:
             FileError: names what came and what the file takes.
         """
         wanted = [self.batch or 'N', 3, *(self.size or ('H', 'W'))]
-        if len(shape) != 4 or any(type(w) is int and s != w for s, w in zip(shape, wanted)) or dtype != self.input['dtype']:
-            takes = f'({", ".join(map(str, wanted))}) {self.input["dtype"]}'
+        least = self.input.get('least_side', 1)
+        fits = len(shape) == 4 and not any(type(w) is int and s != w for s, w in zip(shape, wanted)) and min(shape[2:]) >= least
+        if not fits or dtype != self.input['dtype']:
+            sides = f', sides of {least} or more' if least > 1 else ''
+            takes = f'({", ".join(map(str, wanted))}) {self.input["dtype"]}{sides}'
             raise FileError(
                 f'images {tuple(shape)} {dtype}: this file takes {takes}; resize or batch the images so, or export with '
                 '--dynamic both for a file that takes any size and batch'

@@ -17,6 +17,9 @@ from .traceable import traceable_resize
 
 DYNAMIC = ('both', 'batch', 'none')
 OPSET = 18
+#: smallest side of the images of a pt2 file for any size: torch.export makes an exception of maps of one pixel, and the coarsest
+#: of a detector has a stride of 128
+LEAST_SIDE = 160
 #: format -> suffix of its file
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', pt2='.pt2', torchscript='.ts')
 
@@ -99,9 +102,10 @@ def _dynamic_dims(dynamic: str, multiple: int) -> dict[int, Any]:
     dims: dict[int, Any] = {} if dynamic == 'none' else {0: torch.export.Dim('batch', min=1, max=4096)}
     if dynamic == 'both':
         for axis, side in ((2, 'height'), (3, 'width')):
-            least, most = (1, 256) if multiple > 1 else (64, 8192)  # an exporter specialises on smaller maps
-            dim = torch.export.Dim(side, min=least, max=most)
-            dims[axis] = multiple * dim if multiple > 1 else dim
+            if multiple > 1:
+                dims[axis] = multiple * torch.export.Dim(side, min=1, max=256)
+            else:
+                dims[axis] = torch.export.Dim(side, min=LEAST_SIDE, max=8192)
     return dims
 
 

@@ -15,7 +15,7 @@ from ..export_error import ExportError
 from ..file_meta import FileMeta, write_meta
 from ..runners import FileRunner
 from ..traceable import with_matrix_pools
-from ..writers import DYNAMIC, OPSET, SUFFIXES, whole_files_only, write
+from ..writers import DYNAMIC, LEAST_SIDE, OPSET, SUFFIXES, whole_files_only, write
 from .agreement import Agreement
 from .check import check
 from .detector import WholeDetector
@@ -58,6 +58,11 @@ class EndToEnd:
             raise ExportError(
                 f'{self.path.name}: a file of format {self.file_format} has a name that ends in {SUFFIXES[self.file_format]}'
             )
+
+    @property
+    def least_side(self) -> int:
+        """Of the images the file takes."""
+        return LEAST_SIDE if self.file_format == 'pt2' and self.dynamic == 'both' else 1
 
 
 def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreement]:
@@ -103,7 +108,9 @@ def _meta(whole, wanted: EndToEnd) -> FileMeta:
     return FileMeta(
         task=whole.task,
         classes=wanted.classes,
-        input=dict(name='images', channels='bgr', dtype='uint8', pad_divisor=whole.preprocess.divisor),
+        input=dict(
+            name='images', channels='bgr', dtype='uint8', pad_divisor=whole.preprocess.divisor, least_side=wanted.least_side
+        ),
         size=None if wanted.dynamic == 'both' else list(wanted.size),
         batch=1 if wanted.dynamic == 'none' else None,
         outputs=list(whole.outputs),
@@ -129,7 +136,8 @@ def _write(whole: nn.Module, wanted: EndToEnd, meta: FileMeta, path: Path) -> No
 
 
 def _example(wanted: EndToEnd) -> Tensor:
-    image = generated_images(wanted.size)[0]
+    height, width = (max(side, wanted.least_side) for side in wanted.size)
+    image = generated_images((height, width))[0]
     return torch.from_numpy(np.stack([image] * (1 if wanted.dynamic == 'none' else 2)))
 
 
@@ -144,14 +152,16 @@ def generated_images(size: tuple[int, int], count: int = 2) -> list[np.ndarray]:
 def batches(images: Sequence[np.ndarray], wanted: EndToEnd) -> list[np.ndarray]:
     """Batches that a file is checked with: each image, at the file's size where that is fixed, and where the batch is free the
     first image with its mirror image; where the size is free the first one also smaller, with odd sides."""
+    least = wanted.least_side
     if wanted.dynamic != 'both':
         images = [resized(image, wanted.size) for image in images]
+    images = [resized(image, (max(image.shape[1], least), max(image.shape[2], least))) for image in images]
     found = [image[None] for image in images]
     if wanted.dynamic != 'none':
         found.append(np.stack([images[0], images[0][:, :, ::-1]]))
     if wanted.dynamic == 'both':
-        height, width = images[0].shape[1:]
-        found.append(resized(images[0], (height * 3 // 4 | 1, width * 3 // 4 | 1))[None])
+        height, width = (max(side * 3 // 4 | 1, least) for side in images[0].shape[1:])
+        found.append(resized(images[0], (height, width))[None])
     return found
 
 
