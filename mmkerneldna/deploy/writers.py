@@ -17,8 +17,8 @@ from .traceable import traceable_resize
 
 DYNAMIC = ('both', 'batch', 'none')
 OPSET = 18
-#: smallest side of the images of a pt2 file for any size: torch.export makes an exception of maps of one pixel, and the coarsest
-#: of a detector has a stride of 128
+#: smallest side of the images of a pt2 file for any size: torch.export makes an exception of maps of one pixel, and
+#: the coarsest map of a detector has a stride of 128
 LEAST_SIDE = 160
 #: format -> suffix of its file
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', pt2='.pt2', torchscript='.ts')

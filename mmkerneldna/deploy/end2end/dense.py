@@ -127,7 +127,7 @@ def nms_settings(cfg, path: str) -> tuple[float, bool]:
     cfg.pop('split_thr', None)
     if kind != 'nms' or iou is None or cfg:
         raise ExportError(
-            f"{path}: test_cfg.nms of type {kind!r} with iou_threshold={iou} {cfg or ''} has no ONNX form: only type='nms' with "
-            'iou_threshold (and class_agnostic)'
+            f"{path}: test_cfg.nms of type {kind!r} with iou_threshold={iou} {cfg or ''} can't be exported: only type='nms' "
+            'with iou_threshold (and class_agnostic)'
         )
     return float(iou), bool(agnostic)

@@ -96,7 +96,7 @@ def whole_model(model: nn.Module, file_format: str) -> nn.Module:
         ExportError: neither a detector nor a segmenter, or one with a part that can't be exported.
     """
     if not is_whole(model):
-        raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: only --scope backbone can be exported')
+        raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: try --scope backbone')
     if task_of(model) == 'segmentation':
         return with_matrix_pools(WholeSegmenter(lean_copy(model))).eval()
     register_symbolics(OPSET)

@@ -37,6 +37,12 @@ class OnnxOperators:
         return kept > 0
 
     @staticmethod
+    def present(there: Tensor) -> Tensor:
+        """Which places are to be computed, (N, P) bool -> (R,); the very first always, so that there is one."""
+        first = torch.arange(there.numel()).reshape(there.shape) == 0
+        return (there | first).flatten().nonzero().squeeze(1)
+
+    @staticmethod
     def roi_align(features: Sequence[Tensor], levels: Tensor, images: Tensor, boxes: Tensor, layers) -> tuple[Tensor, Tensor]:
         """RoIAlign of each region on the map of its level.
 

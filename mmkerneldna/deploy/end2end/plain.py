@@ -37,12 +37,17 @@ class PlainOperators:
         return torch.while_loop(goes_on, take, start)[2] > 0
 
     @staticmethod
+    def present(there: Tensor) -> Tensor:
+        """All places, (R,): a number of regions that depends on the image is more than an ahead-of-time compiler takes."""
+        return torch.arange(there.numel())
+
+    @staticmethod
     def roi_align(features: Sequence[Tensor], levels: Tensor, images: Tensor, boxes: Tensor, layers) -> tuple[Tensor, Tensor]:
         """RoIAlign with as many samples per bin as the region needs: turn t adds the t-th sample of every bin."""
         flat, starts, heights, widths = _one_map(features)
-        scales = boxes.new_tensor([layer.spatial_scale for layer in layers])[levels][:, None]
+        scales = boxes.new_tensor([layer.spatial_scale for layer in layers])[levels]
         bins, offset = layers[0].output_size, 0.5 if layers[0].aligned else 0.0
-        x1, y1, x2, y2 = (boxes * scales - offset).unbind(1)
+        x1, y1, x2, y2 = (side * scales - offset for side in boxes.unbind(1))  # a loop may not see two views of one tensor
         wide, high = x2 - x1, y2 - y1
         if not layers[0].aligned:
             wide, high = wide.clamp(min=1), high.clamp(min=1)

@@ -14,7 +14,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor, nn
 
 from ..export_error import ExportError
-from .boxes import check_coder, decode, place_of
+from .boxes import check_coder, decode
 from .dense import best, nms_settings, positive
 
 PATH = 'roi_head'
@@ -36,8 +36,10 @@ class RegionFeatures(nn.Module):
         super().__init__()
         layers: Any = getattr(extractor, 'roi_layers', [None])
         if type(extractor) is not SingleRoIExtractor or type(layers[0]) is not RoIAlign or layers[0].pool_mode != 'avg':
-            raise ExportError(f'{path} is a {type(extractor).__name__} of {type(layers[0]).__name__}: only '
-                              'SingleRoIExtractor of RoIAlign (average) can be exported')
+            raise ExportError(
+                f'{path} is a {type(extractor).__name__} of {type(layers[0]).__name__}: only '
+                'SingleRoIExtractor of RoIAlign (average) can be exported'
+            )
         self.extractor, self.operators = extractor, operators
 
     def forward(self, features, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ class RegionBoxes(nn.Module):
 
     def forward(self, maps, proposals: Tensor, there: Tensor, size) -> tuple[Tensor, Tensor, Tensor]:
         """Maps, (N, P, 4), (N, P) bool -> boxes (N, K, 4), scores (N, K), labels (N, K); score 0: no box."""
-        regions, images, boxes = listed(proposals, there)
+        regions, images, boxes = listed(self.operators, proposals, there)
         rows, order = self.features(maps, images, boxes)
         if self.head.with_shared_head:
             rows = self.head.shared_head(rows)
@@ -114,13 +116,13 @@ class RegionMasks(nn.Module):
         super().__init__()
         own: Any = type(head.mask_head)
         if not isinstance(head.mask_head, FCNMaskHead) or own.predict_by_feat is not FCNMaskHead.predict_by_feat:
-            raise ExportError(f'{PATH}.mask_head is a {own.__name__}: only those that predict as FCNMaskHead does can be exported')
+            raise ExportError(f'{PATH}.mask_head is a {own.__name__}: it predicts in a way of its own')
         self.head = head
         self.features = RegionFeatures(head.mask_roi_extractor, f'{PATH}.mask_roi_extractor', operators)
 
     def forward(self, maps, boxes: Tensor, labels: Tensor) -> Tensor:
         """Maps, (N, K, 4), (N, K) -> (N, K, h, w), zeros in empty places."""
-        regions, images, listed_boxes = listed(boxes, labels >= 0)
+        regions, images, listed_boxes = listed(self.features.operators, boxes, labels >= 0)
         rows, order = self.features(maps, images, listed_boxes)
         if self.head.with_shared_head:
             rows = self.head.shared_head(rows)
@@ -134,18 +136,18 @@ class RegionMasks(nn.Module):
         return spread(own.sigmoid(), regions, labels.shape) * (labels >= 0)[..., None, None]
 
 
-def listed(boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The boxes that are there, one after the other; the very first place always, so that a list is never empty.
+def listed(operators, boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes to compute, one after the other.
 
     Args:
+        operators: whose ``present`` is used.
         boxes: (N, P, 4).
         there: (N, P), bool.
 
     Returns:
         tuple: which of the N * P places, (R,), its image (R,), and box (R, 4).
     """
-    first = torch.arange(there.numel()).reshape(there.shape) == 0
-    regions = (there | first).flatten().nonzero().squeeze(1)
+    regions = operators.present(there)
     return regions, torch.div(regions, there.shape[1], rounding_mode='floor'), boxes.flatten(0, 1)[regions]
 
 
