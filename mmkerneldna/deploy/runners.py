@@ -58,6 +58,8 @@ def _open_onnx(path: Path, meta: FileMeta, threads: int | None) -> Callable:
     runtime = require('onnxruntime')
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # threads that go on spinning after a call would disturb what runs next, another runtime's turn of a benchmark too
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return lambda images: session.run(meta.outputs, {meta.input['name']: images})
 
