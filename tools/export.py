@@ -6,7 +6,7 @@
 
 --end2end writes the whole model: pictures in (uint8, BGR), boxes, masks or the label map out; docs/export.md has the file's
 contract. It is compared with torch on images of the config's test set (or --images) before it gets its name; the report is
-printed and lies beside it as JSON.
+printed and lies beside it as JSON. --int8 quantises the checked file (docs/formats.md).
 
 Without it the file takes images as the data preprocessor leaves them: normalised (mean and std are printed), sides a multiple
 of 32. --scope model gives a segmenter's logits at the size of the image, a detector's raw head outputs: no decoding, no NMS; of
@@ -16,23 +16,29 @@ torch._inductor.aoti_load_package(FILE)(images).
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
-from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import CheckpointLoader
 from rich.console import Console
 
 from mmkerneldna import launch
-from mmkerneldna.checkpoints.loading import check_architecture, install_safe_loading
+from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
 from mmkerneldna.deploy.end2end.export import FORMATS
 from mmkerneldna.deploy.export import SCOPES, export
+from mmkerneldna.deploy.file_meta import read_meta
+from mmkerneldna.deploy.quantise import FEWEST_IMAGES
 from mmkerneldna.deploy.writers import DYNAMIC, SUFFIXES
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.launch.arguments import add_cfg_options_argument, add_unsafe_argument, add_verbose_argument, image_size, number
+from mmkerneldna.launch.calibration import DEFAULT_COUNT
+from mmkerneldna.launch.int8 import quantise_file
+from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.sample_images import class_names, folder_images, sample_images
-from mmkerneldna.measure.benchmark import build_from_config
+from mmkerneldna.launch.trained import build_trained
 from mmkerneldna.measure.tables import write_json
 
 
@@ -49,6 +55,13 @@ def parse_args():
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
     parser.add_argument('--images', nargs='+', metavar='FILE', help='check --end2end with these pictures, not the test set')
     parser.add_argument('--check', type=number(1), default=4, metavar='N', help='images of the test set to check with')
+    parser.add_argument('--int8', action='store_true', help="--end2end in int8, calibrated on the config's training images")
+    parser.add_argument(
+        '--calib', type=number(FEWEST_IMAGES), metavar='N', help=f'images for --int8 (default: {DEFAULT_COUNT})'
+    )
+    parser.add_argument(
+        '--max-drop', type=number(0, whole=False), metavar='POINTS', help='largest loss of --int8: layers that hurt stay float'
+    )
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
     add_unsafe_argument(parser)
     add_cfg_options_argument(parser)
@@ -58,6 +71,10 @@ def parse_args():
         raise UsageError(f'--scope {args.scope} is a part of the model, --end2end the whole: leave one out')
     if args.end2end and args.format not in FORMATS:
         raise UsageError(f'--end2end --format {args.format}: a whole model goes to {", ".join(FORMATS)}')
+    if args.int8 and (not args.end2end or args.format == 'pt2'):
+        raise UsageError('--int8 is for --end2end --format onnx or openvino')
+    if (args.calib or args.max_drop is not None) and not args.int8:
+        raise UsageError('--calib and --max-drop are for --int8: add it, or leave them out')
     if args.images and not args.end2end:
         raise UsageError('--images are for the check of --end2end: add it, or leave them out')
     return args
@@ -67,7 +84,7 @@ def target(args) -> Path:
     """The file to write, refused before anything slow where it can't be."""
     suffix = SUFFIXES[args.format]
     path = args.out or Path(args.checkpoint).with_name(
-        f'{Path(args.config).stem}_{"end2end" if args.end2end else args.scope or "backbone"}{suffix}'
+        f'{Path(args.config).stem}_{"end2end" if args.end2end else args.scope or "backbone"}{"_int8" * args.int8}{suffix}'
     )
     if path.is_dir():
         raise UsageError(f'{path} is a folder: name a file in it by --out')
@@ -80,25 +97,30 @@ def target(args) -> Path:
     return path
 
 
-def load_model(cfg, checkpoint: dict, args):
-    """The model of a config with the weights of the checkpoint."""
-    launch.unsync_batch_norm(cfg)
-    model = build_from_config(cfg)
-    check_architecture(model, checkpoint, args.checkpoint)
-    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
-    return model.eval()
-
-
 def write_whole(cfg, checkpoint, model, path, args, console):
     """Write and check the whole model, and the report beside it."""
     missing = [image for image in args.images or () if not Path(image).is_file()]
     if missing:
         raise UsageError(f'--images {missing[0]} does not exist')
     images = folder_images(cfg, args.images) if args.images else sample_images(cfg, args.check)
-    wanted = EndToEnd(path, args.format, args.size, args.dynamic, Path(args.config).stem, class_names(cfg, checkpoint), images)
-    meta, agreement = export_whole(model, wanted)
-    write_json(path.with_suffix(path.suffix + '.json'), dict(file=path.name, meta=vars(meta), check=agreement.facts()))
-    console.print(f'file: {path}', f'outputs: {", ".join(meta.outputs)}', str(agreement), sep='\n', soft_wrap=True)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder, path.name) if args.int8 else path
+        names = class_names(cfg, checkpoint)
+        wanted = EndToEnd(first, args.format, args.size, args.dynamic, Path(args.config).stem, names, images)
+        meta, agreement = export_whole(model, wanted)
+        report = write_int8(cfg, first, path, args) if args.int8 else None
+    facts = dict(file=path.name, meta=vars(read_meta(path)), check=agreement.facts())
+    if report:
+        facts['int8'] = vars(report)
+    write_json(path.with_suffix(path.suffix + '.json'), facts)
+    lines = [f'file: {path}', f'outputs: {", ".join(meta.outputs)}', str(agreement), str(report or '')]
+    console.print(*filter(None, lines), sep='\n', soft_wrap=True)
+
+
+def write_int8(cfg, path, out, args):
+    """Quantise the file that was checked."""
+    with quiet_output() as output:
+        return quantise_file(cfg, path, out, args.calib or DEFAULT_COUNT, args.max_drop, output)
 
 
 def write_part(cfg, model, path, args, console):
@@ -119,7 +141,7 @@ def main():
     install_safe_loading(args.unsafe_checkpoint)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
     path = target(args)
-    model = load_model(cfg, checkpoint, args)
+    model = build_trained(cfg, args.checkpoint, checkpoint)
     if args.end2end:
         write_whole(cfg, checkpoint, model, path, args, console)
     else:

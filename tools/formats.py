@@ -16,6 +16,7 @@ from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
+from mmengine.runner import CheckpointLoader
 
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
@@ -136,8 +137,9 @@ def main():
         with quiet_output() as output:
             say = output.display.say if output else print
             install_safe_loading(args.unsafe_checkpoint)
+            checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
             cfg = prepare_config(args)
-            model, checkpoint = build_trained(cfg, args.checkpoint)
+            model = build_trained(cfg, args.checkpoint, checkpoint)
             evaluation = Evaluation(cfg, args.images, output)
             height, width = args.size or evaluation.dataset[0]['inputs'].shape[-2:]
             maker = FormatMaker(

@@ -104,3 +104,32 @@ def test_ratios_and_changes():
     complete_rows(rows, [1])
     assert [row['b1_ratio'] for row in rows] == [1, 0.25, None]
     assert [row['score_change'] for row in rows] == [None, -0.5, None]
+
+
+def test_export_in_int8(trained, shapes, tmp_path):
+    """With a limit no file can miss, nothing stays float; the report lies beside the file."""
+    out = tmp_path / 'int8.onnx'
+    argv = [str(trained / 'small.py'), str(trained / 'epoch_1.pth'), '--format', 'onnx', '--end2end', '--int8', '--calib', '10']
+    flags = ['--check', '1', '--size', '64', '--max-drop', '100', '--out', str(out), '--cfg-options', f'data_root={shapes}']
+    assert run_tool('export.py', [*argv, *flags]) == 0
+    facts = json.loads((tmp_path / 'int8.onnx.json').read_text())
+    assert facts['meta']['dtype'] == 'int8' and facts['int8']['images'] == 10 and facts['int8']['left_float'] == []
+    assert abs(facts['int8']['score'] - facts['int8']['float_score']) < 20 and facts['int8']['layers'] > 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['int8.onnx', 'int8.onnx.json']
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--format', 'pt2', '--end2end', '--int8'], '--int8 is for --end2end --format onnx or openvino'),
+        (['--format', 'onnx', '--int8'], '--int8 is for --end2end --format onnx or openvino'),
+        (['--format', 'onnx', '--end2end', '--calib', '20'], '--calib and --max-drop are for --int8'),
+        (
+            ['--format', 'onnx', '--end2end', '--int8', '--calib', '3'],
+            "argument --calib: '3' is not a whole number of at least 10",
+        ),
+    ],
+)
+def test_export_flags_of_int8(flags, message, trained, capsys):
+    assert run_tool('export.py', [str(trained / 'small.py'), str(trained / 'epoch_1.pth'), *flags]) == 2
+    assert message in capsys.readouterr().err
