@@ -131,7 +131,7 @@ def test_checkpoint_that_is_more_than_weights(trained, tmp_path, capfd):
 
 def test_unknown_format(trained, capfd):
     assert export(trained[0], '--format', 'tflite') == 2
-    assert re.search("error: argument --format: invalid choice: 'tflite'.*onnx.*openvino.*pt2.*torchscript", capfd.readouterr().err)
+    assert re.search(r"--format: invalid choice: 'tflite'.*onnx.*openvino.*pt2.*torchscript", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(
