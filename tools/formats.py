@@ -21,6 +21,7 @@ from mmengine.runner import CheckpointLoader
 from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.datasets import check_data
+from mmkerneldna.deploy.file_meta import read_meta
 from mmkerneldna.deploy.quantise import FEWEST_IMAGES, has_vnni
 from mmkerneldna.errors import UsageError, one_line, one_line_errors
 from mmkerneldna.launch.arguments import add_cfg_options_argument, add_unsafe_argument, add_verbose_argument, image_size, number
@@ -109,6 +110,9 @@ def note_of(key, maker) -> str | None:
     """What a reader of the table should know about a row."""
     report = maker.reports.get(key)
     notes = []
+    meta = read_meta(maker.files[key]) if key in maker.files else None
+    if meta is not None and meta.batch == 1 and maker.dynamic != 'none':
+        notes.append(f'static: one image of {meta.size[0]}x{meta.size[1]} at a time')
     if report is not None and report.left_float:
         notes.append(f'{len(report.left_float)} layers left float: {", ".join(report.left_float)}')
     if FORMATS[key].dtype == 'int8' and not has_vnni():

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import nn
 
 from ..anatomy import is_exported
@@ -17,7 +18,9 @@ from ..deploy.end2end import EndToEnd, export_whole
 from ..deploy.exported_model import ExportedModel
 from ..deploy.half import openvino_half
 from ..deploy.quantise import QuantiseReport, quantise
+from ..deploy.runtimes import RuntimeMissingError
 from ..deploy.writers import SUFFIXES
+from ..errors import KernelDNAError
 from ..measure.latency import Failure, Timing, time_interleaved
 from ..measure.memory import weight_bytes
 from ..measure.workload import Workload, inference_call
@@ -71,7 +74,7 @@ class FormatMaker:
         checkpoint: what was loaded; it may name the classes.
         folder: for the files.
         size: H, W of the example image.
-        dynamic: what may vary in a file, see :class:`.EndToEnd`.
+        dynamic: what may vary in a file, see :class:`.EndToEnd`; a format that can't do that gets one image of ``size``.
         calib: images that int8 is calibrated on.
         max_drop: largest loss of int8, in points of the score; None for as it comes.
         score: of a file, for ``max_drop``.
@@ -130,7 +133,13 @@ class FormatMaker:
     def _export(self, kind: str, path: Path) -> None:
         classes = class_names(self.cfg, self.checkpoint)
         images = sample_images(self.cfg, 1)
-        export_whole(self.model, EndToEnd(path, kind, self.size, self.dynamic, self.name, classes, images))
+        try:
+            export_whole(self.model, EndToEnd(path, kind, self.size, self.dynamic, self.name, classes, images))
+        except KernelDNAError as error:
+            if self.dynamic == 'none' or isinstance(error, RuntimeMissingError):
+                raise
+            print_log(f'{kind}, --dynamic {self.dynamic}: {error}; trying one image of a fixed size', logger='current')
+            export_whole(self.model, EndToEnd(path, kind, self.size, 'none', self.name, classes, images))
 
     @cached_property
     def _images(self) -> list[np.ndarray]:
