@@ -115,7 +115,11 @@ class ExpertGate(Routed):
         """(M, C) -> weights and numbers of the experts, (M, k) each; k is n for a tree in training."""
         if self.is_tree:
             return self._choose_leaves(features)
-        weights, chosen = most_probable(self.route(features), self.share, self.top_k)
+        probabilities = self.route(features)
+        if self.top_k == 1 and not self.training:  # nothing takes turns: a third of the time
+            best = probabilities.max(1, keepdim=True)
+            return best.values, best.indices
+        weights, chosen = most_probable(probabilities, self.share, self.top_k)
         if self.collects and len(features):
             self.note(*self._seen(features, chosen))
         return weights, chosen

@@ -8,7 +8,7 @@ from .query_gate import QueryGate
 from .routing_attention import RoutingAttention2d
 from .routing_neck import RoutingNeck
 from .sparse_query import SparseQueryFCOSHead, SparseQueryRetinaHead
-from .tree_router import TreeRouter
+from .tree_router import TreeRouter, record_leaves
 
 __all__ = [
     'ImageGate',
@@ -27,6 +27,7 @@ __all__ = [
     'gumbel_keep',
     'keep_all',
     'keep_gates',
+    'record_leaves',
     'set_keep',
     'swap_ffns',
 ]

@@ -101,7 +101,8 @@ class PositionFFN2d(ExpertGate, nn.Module):
         positions = to_positions(x)
         weights, chosen = self.choose(positions)
         y = route_positions(positions, weights, chosen, self.experts())
-        return to_map(y + self.bias2.to(y.dtype), x.shape[2:], x)
+        y = y + self.bias2.to(y.dtype) if torch.is_grad_enabled() else y.add_(self.bias2.to(y.dtype))
+        return to_map(y, x.shape[2:], x)
 
     def extra_repr(self) -> str:
         hidden = self.weight1.shape[1]

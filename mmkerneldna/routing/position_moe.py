@@ -51,14 +51,24 @@ def route_positions(positions: Tensor, weights: Tensor, chosen: Tensor, experts:
         in_order = torch.zeros_like(weights).scatter(1, chosen, weights)
         parts = [_scaled(expert(positions), in_order[:, i : i + 1]) for i, expert in enumerate(experts)]
         return torch.stack(parts).sum(0) if k > 1 else parts[0]
-    order = chosen.flatten().argsort(stable=True)
-    counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
+    order, counts, inverse = group(chosen.flatten(), len(experts))
     blocks = positions.index_select(0, order if k == 1 else order // k).split(counts)
     y = torch.cat([expert(block) for expert, block in zip(experts, blocks)])
     y = _scaled(y, weights.flatten().index_select(0, order)[:, None])
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     y = y.index_select(0, inverse)  # a gather: far faster on a CPU than to scatter by `order`
     return y if k == 1 else y.unflatten(0, (-1, k)).sum(1)
+
+
+def group(chosen: Tensor, experts: int) -> tuple[Tensor, list[int], Tensor]:
+    """The order that sorts assignments by expert, how many each expert has, and the inverse of the order.
+
+    Args:
+        chosen: (A,), expert numbers.
+        experts: n.
+    """
+    order = chosen.argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return order, torch.bincount(chosen, minlength=experts).tolist(), inverse
 
 
 def _scaled(y: Tensor, weights: Tensor) -> Tensor:
@@ -127,8 +137,30 @@ class PositionMoE2d(ExpertGate, ExpertConv2d):
         kept = x if self.stride == (1, 1) else x[:, :, :: self.stride[0], :: self.stride[1]]
         positions = to_positions(kept)
         weights, chosen = self.choose(positions)
+        if chosen.shape[1] == 1 and self._plain_inference(positions):
+            return to_map(self._infer(positions, weights, chosen[:, 0]), kept.shape[2:], x)
         y = route_positions(positions, weights, chosen, self.experts())
         return to_map(y if self.bias is None else y + self.bias.to(y.dtype), kept.shape[2:], x)
+
+    def _plain_inference(self, positions: Tensor) -> bool:
+        return (
+            not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(positions.device.type)
+            and positions.dtype == self.weight.dtype
+        )
+
+    def _infer(self, positions: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """As :func:`route_positions`, with one expert per position, in fewer passes over memory: a gate value may scale the
+        input as well, so that the bias comes with the product, and each product is written where it belongs."""
+        order, counts, inverse = group(chosen, self.num_experts)
+        blocks = positions.index_select(0, order).mul_(weights.to(positions.dtype).index_select(0, order))
+        y = blocks.new_empty(len(blocks), self.out_channels)
+        for block, kernel, part in zip(blocks.split(counts), self.weight.flatten(2), y.split(counts)):
+            if self.bias is None:
+                torch.mm(block, kernel.t(), out=part)
+            else:
+                torch.addmm(self.bias, block, kernel.t(), out=part)
+        return y.index_select(0, inverse)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, top_k={self.top_k}'

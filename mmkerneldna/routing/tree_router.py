@@ -6,6 +6,9 @@ leaf is a fixed distribution; here it is an expert.
 Letters: M inputs (images or positions), C features of each, n leaves, one per expert.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -45,6 +48,7 @@ class TreeRouter(nn.Module):
             )
         self.num_experts, self.depth = num_experts, num_experts.bit_length() - 1
         self.decisions = nn.Linear(in_channels, num_experts - 1)
+        self.seen: list[Tensor] | None = None  # leaves of each call in inference, while record_leaves is on
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C) -> log-probabilities of the leaves, (M, n)."""
@@ -61,6 +65,8 @@ class TreeRouter(nn.Module):
         place = torch.zeros(len(x), dtype=torch.long, device=x.device)  # within its level
         for level in range(self.depth):
             place = 2 * place + (self._decide(x, level, place) > 0)
+        if self.seen is not None and not self.training:
+            self.seen.append(place.cpu())
         return place
 
     def _decide(self, x: Tensor, level: int, place: Tensor) -> Tensor:
@@ -110,3 +116,20 @@ class TreeRouter(nn.Module):
         largest = weight.abs().topk(min(channels, len(weight))).indices.tolist()
         terms = ' '.join(f'{weight[c]:+.2f} c{c}' for c in largest)
         return f'{terms} {"..." if len(weight) > channels else ""} {bias:+.2f} <= 0'.replace('  ', ' ')
+
+
+@contextmanager
+def record_leaves(model: nn.Module) -> Iterator[dict[str, TreeRouter]]:
+    """Let the trees of a model note, in ``seen``, the leaves that inputs come to in inference: (M,) per call.
+
+    Yields:
+        dict: {path: tree}.
+    """
+    trees = {path: m for path, m in model.named_modules() if isinstance(m, TreeRouter)}
+    for tree in trees.values():
+        tree.seen = []
+    try:
+        yield trees
+    finally:
+        for tree in trees.values():
+            tree.seen = None

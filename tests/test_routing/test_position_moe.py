@@ -80,6 +80,18 @@ def test_perceptrons_match_a_loop_over_positions(top_k):
     compare(layer, torch.randn(2, 4, 3, 5, dtype=torch.double))
 
 
+@pytest.mark.parametrize('gate', [None, dict(type='TreeRouter')])
+@pytest.mark.parametrize('bias', [False, True])
+def test_inference_without_gradients_is_the_same(gate, bias):
+    layer = randomise(PositionMoE2d(8, 6, 1, 2, bias=bias, num_experts=4, gate=gate).eval())
+    x = torch.randn(2, 8, 7, 9)
+    expected = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)).contiguous(), expected)
+
+
 def test_all_experts_are_the_dense_weighted_sum():
     layer = randomise(PositionMoE2d(8, 5, num_experts=3, top_k=3).double())
     x = torch.randn(2, 8, 6, 7, dtype=torch.double)
