@@ -39,6 +39,16 @@ def pack_kernel(
     return pack(plain, padding, stride, dilation, groups, list(input_shape))  # type: ignore[call-arg,arg-type]
 
 
+def packed_layout(packed: Tensor) -> tuple:
+    """What tells two layouts of one kernel apart, by :func:`pack_kernel`."""
+    return tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+
+
+def packed_bytes(packed: Tensor) -> int:
+    """Memory of a packed kernel."""
+    return torch.ops.mkldnn._nbytes(packed)
+
+
 def packed_conv(
     input: Tensor,
     packed: Tensor,

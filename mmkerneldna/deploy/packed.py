@@ -5,14 +5,15 @@ every call: on the 7x7 maps of a ResNet's last stage that takes longer than the 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules import conv_arguments, is_plain_conv, slots
-from ..torch_internals import pack_kernel, packed_conv, packed_conv_add
+from ..torch_internals import packed_conv, packed_conv_add
+from .packed_kernels import MAX_SHAPES, PackedKernels
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -44,24 +45,24 @@ NONE, RELU = Activation(), Activation('relu')
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution for inference on a CPU that keeps a second copy of its kernel, in oneDNN's layout.
+    """A convolution for inference on a CPU that keeps copies of its kernel in oneDNN's layouts (see :mod:`.packed_kernels`).
 
-    The copy is made at the first call, and again when the kernel was changed, cast or moved. Calls that oneDNN's packed
+    A copy is made at the first call of a size, and again when the kernel was changed, cast or moved. Calls that oneDNN's packed
     convolution can't take (gradients, another dtype or device, tracing, padding that is not zeros or not given in numbers,
-    an empty batch, wrong channels) run as an ``nn.Conv2d``. Returns channels_last. The layout depends on the kernel, not on
-    the input size.
+    an empty batch, wrong channels) run as an ``nn.Conv2d``. Returns channels_last.
 
     Args:
         conv (nn.Conv2d): shares its parameters.
+        packed (PackedKernels, optional): of all convolutions that hold this kernel.
     """
 
     computes_plainly = True  # conv2d(x, weight, bias) with its own attributes, like a plain convolution
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, packed: PackedKernels | None = None) -> None:
         super().__init__(**conv_arguments(conv), device='meta')
         self.weight, self.bias = conv.weight, conv.bias
-        self._packed: Any = None  # oneDNN's layout of the kernel
-        self._packed_from: tuple | None = None
+        self.packed = packed or PackedKernels()
+        self._takes_shapes: dict[tuple, bool] = {}
         self.train(conv.training)
 
     def forward(self, input: Tensor, other: Tensor | None = None, activation: Activation = NONE) -> Tensor:
@@ -72,29 +73,45 @@ class PackedConv2d(nn.Conv2d):
             other: (N, C_out, H', W'), as large as the output, or None for 0.
             activation: of any kind without ``other``, none or ReLU with it.
         """
-        if not self._takes(input) or (other is not None and not self._adds(other, input, activation)):
-            y = self._conv_forward(input, self.weight, self.bias)
+        weight, bias = self._parameters['weight'], self._parameters['bias']  # at 100 us a call, __getattr__ counts
+        assert weight is not None
+        if not self._takes(input, weight, other, activation):
+            y = self._conv_forward(input, weight, bias)
             return Activation(*activation).plainly(y if other is None else y + other)
-        if self._packed_from != _state(self.weight):
-            self._pack(input)
-        geometry = self._packed, self.bias, self.padding, self.stride, self.dilation, self.groups
+        geometry = self.padding, self.stride, self.dilation, self.groups
+        packed = self.packed.get(weight, *geometry, input.shape)
         if other is None:
-            return packed_conv(input, *geometry, *activation)
-        return packed_conv_add(input, other, *geometry, relu=activation == RELU)
+            return packed_conv(input, packed, bias, *geometry, *activation)
+        return packed_conv_add(input, other, packed, bias, *geometry, relu=activation == RELU)
 
-    def _takes(self, input: Tensor) -> bool:
+    def _takes(self, input: Tensor, weight: Tensor, other: Tensor | None, activation: Activation) -> bool:
+        if (
+            input.dtype != weight.dtype
+            or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+        ):
+            return False
+        shapes = (input.shape, input.dtype, input.device, weight.device, activation)
+        if other is not None:
+            shapes += (other.shape, other.dtype, other.device)
+        known = self._takes_shapes.get(shapes)
+        if known is None:
+            if len(self._takes_shapes) >= MAX_SHAPES:
+                self._takes_shapes.clear()
+            known = self._fits(input, weight) and (other is None or self._adds(other, input, activation))
+            self._takes_shapes[shapes] = known
+        return known
+
+    def _fits(self, input: Tensor, weight: Tensor) -> bool:
         return (
             input.dim() == 4
             and input.numel() > 0
             and input.shape[1] == self.in_channels
-            and input.dtype == self.weight.dtype
             and input.dtype in PACKED_DTYPES
-            and input.device.type == self.weight.device.type == 'cpu'
+            and input.device.type == weight.device.type == 'cpu'
             and self.padding_mode == 'zeros'
             and not isinstance(self.padding, str)
-            and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad))
-            and not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling()
         )
 
     def _adds(self, other: Tensor, input: Tensor, activation: Activation) -> bool:
@@ -112,14 +129,8 @@ class PackedConv2d(nn.Conv2d):
             and other.shape == (input.shape[0], self.out_channels, *sides)
         )
 
-    def _pack(self, input: Tensor) -> None:
-        padding = cast(Sequence[int], self.padding)
-        self._packed = pack_kernel(self.weight, padding, self.stride, self.dilation, self.groups, input.shape)
-        self._packed_from = _state(self.weight)
-
     def __getstate__(self) -> dict:
-        # oneDNN's layout is of this process; a copy lays out its own
-        return dict(vars(self), _packed=None, _packed_from=None)
+        return dict(vars(self), _takes_shapes={})
 
 
 def pack_convs(module: nn.Module) -> int:
@@ -133,12 +144,8 @@ def pack_convs(module: nn.Module) -> int:
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return 0
     places = [(owner, name, conv) for owner, name, conv in slots(module) if is_plain_conv(conv)]
-    packed = {id(conv): PackedConv2d(conv) for _, _, conv in places}
+    kernels = {id(conv.weight): PackedKernels() for _, _, conv in places}
+    packed = {id(conv): PackedConv2d(conv, kernels[id(conv.weight)]) for _, _, conv in places}
     for owner, name, conv in places:
         setattr(owner, name, packed[id(conv)])
     return len(packed)
-
-
-def _state(weight: Tensor) -> tuple:
-    """Changes with every write to, cast or move of a kernel."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype

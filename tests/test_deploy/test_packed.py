@@ -52,9 +52,9 @@ def test_the_kernel_is_packed_once_and_again_when_it_changes(monkeypatch):
     packed, x = PackedConv2d(conv), torch.randn(1, 4, 8, 8)
     calls = packed_calls(monkeypatch)
     packed(x)
-    kept = packed._packed
+    kept = packed.packed.layouts()
     packed(x)
-    assert packed._packed is kept and len(calls) == 2
+    assert packed.packed.layouts()[0] is kept[0] and len(kept) == 1 and len(calls) == 2
     conv.weight.mul_(2)
     torch.testing.assert_close(packed(x), F.conv2d(x, conv.weight))
     packed.load_state_dict({'weight': torch.ones(4, 4, 3, 3)})
@@ -62,6 +62,20 @@ def test_the_kernel_is_packed_once_and_again_when_it_changes(monkeypatch):
     packed.weight = nn.Parameter(torch.zeros(4, 4, 3, 3), requires_grad=False)
     assert not packed(x).any()
     assert len(calls) == 5
+
+
+def test_every_size_gets_its_layout_and_each_layout_is_kept_once(monkeypatch):
+    """A kernel in a layout for another size is laid out anew inside every call."""
+    from mmkerneldna.deploy import packed_kernels
+
+    conv = nn.Conv2d(4, 4, 3).requires_grad_(False)
+    packed, asked, real = PackedConv2d(conv), [], packed_kernels.pack_kernel
+    monkeypatch.setattr(packed_kernels, 'pack_kernel', lambda *args: asked.append(tuple(args[-1])) or real(*args))
+    monkeypatch.setattr(packed_kernels, 'packed_layout', lambda packed: 'wide' if asked[-1][3] > 9 else 'narrow')
+    for side in (8, 9, 10, 8, 12, 9):
+        packed(torch.randn(1, 4, side, side))
+    assert asked == [(1, 4, side, side) for side in (8, 9, 10, 12)]
+    assert len(packed.packed.layouts()) == 2
 
 
 def test_casting_repacks():
@@ -113,7 +127,7 @@ def test_copies_pack_their_own(clone):
     packed, x = PackedConv2d(nn.Conv2d(4, 4, 3)).requires_grad_(False), torch.randn(1, 4, 7, 7)
     expected = packed(x)
     other = clone(packed)
-    assert other._packed is None
+    assert not other.packed.layouts()
     torch.testing.assert_close(other(x), expected)
 
 
