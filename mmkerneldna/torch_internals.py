@@ -24,6 +24,11 @@ def onednn_computes(dtype: torch.dtype) -> bool:
     return dtype in supported and supported[dtype]()
 
 
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies in bfloat16 by itself; oneDNN emulates it on others that have AVX-512."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def pack_kernel(
     weight: Tensor,
     padding: Sequence[int],

@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.logging import print_log
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..anatomy import rewrap, unwrap
 from ..errors import KernelDNAError
 from ..layers import ChildConv2d
 from ..modules import count_parameters, is_plain_conv, to_memory_format
-from ..torch_internals import onednn_computes
+from ..torch_internals import has_bf16_instructions, onednn_computes
+from .backends import BackendError, check_backend, largest_deviation, plain_twin, run_in_backend
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .fuse import fuse_steps
 from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
+from .roi_align import replace_roi_aligns
 
 #: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
 #: weights once (some 1e-6 in a deep net); folding a norm into the wrong conv is off by 1e-2 and more.
@@ -44,6 +46,7 @@ class DeployReport:
         params_before, params_after (int): unique parameters, deployed parameters.
         steps_fused (int): activations and residual sums that are done by the convolution before them (CPU).
         deviation (float): largest deviation from the original on the probe, relative to the largest feature.
+        backends (dict): part and input sizes -> the runtime that computes it there; grows with the sizes that come.
     """
 
     convs_baked: int = 0
@@ -55,6 +58,7 @@ class DeployReport:
     params_after: int = 0
     steps_fused: int = 0
     deviation: float = 0.0
+    backends: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -73,6 +77,7 @@ def deploy(
     dtype: torch.dtype | None = None,
     gate: str = 'torch',
     probe: Probe = None,
+    backend: str = 'torch',
 ) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
@@ -91,6 +96,8 @@ def deploy(
             the device has it.
         gate: ``'torch'``, or ``'triton'`` for fused kernels on a CUDA device.
         probe: input or function that reaches all parts; see :func:`.probe.make_probe`. Defaults to random images.
+        backend: on a CPU ``'onnxruntime'`` or ``'openvino'`` to run backbone, neck and dense heads there, ``'auto'`` for what
+            is the fastest here, by measurement at each input size (see :mod:`.backends`).
 
     Returns:
         nn.Module: of the model's class, with a ``deploy_report``.
@@ -98,6 +105,8 @@ def deploy(
     Raises:
         DeployError: the copy deviates from the original (code that goes around its modules), or dtype, device or gate
             don't go together.
+        BackendError: no part of the model runs in the backend, or it does not go with the other arguments.
+        RuntimeMissingError: the backend is not installed.
         ProbeError: no random image goes through the model.
     """
     if compile not in COMPILE_MODES:
@@ -105,19 +114,28 @@ def deploy(
     inner = unwrap(model)
     device = device_of(inner)
     check_device(device, dtype, cuda_graph, gate)
+    check_backend(backend, device, dtype)
+    if backend != 'torch' and (compile or cuda_graph):
+        raise BackendError(f"backend={backend!r} compiles by itself: leave compile out, or use backend='torch'")
     copy = lean_copy(inner, gate, probe)
+    to = dtype or next(inner.parameters()).dtype
+    twin = plain_twin(copy, own_weights=to != torch.float32) if backend != 'torch' else None
     if device.type == 'cpu' and pack_convs(copy) and not compile:  # a compiler fuses by itself
         _fuse(copy, make_probe(copy, probe))
-    copy.to(dtype or next(inner.parameters()).dtype)
-    return rewrap(model, speed_up(copy, compile, cuda_graph))
+    fast = speed_up(copy.to(to), compile, cuda_graph)
+    if twin is not None:
+        run = make_probe(twin, probe)
+        run_in_backend(fast, twin, backend, to, lambda: run(fast))
+    return rewrap(model, fast)
 
 
 def _fuse(copy: nn.Module, run: Callable) -> None:
-    """Let packed convolutions do the steps behind them, and check the whole once more."""
+    """Let packed convolutions do the steps behind them, align regions in parallel, and check the whole once more."""
     with torch.no_grad():
         expected = run(copy)
+        replace_roi_aligns(copy)
         copy.deploy_report.steps_fused = fuse_steps(copy, lambda: run(copy))
-        _check_deviation(copy, _deviation(run(copy), expected))
+        _check_deviation(copy, largest_deviation(run(copy), expected))
     print_log(
         f'{copy.deploy_report.steps_fused} activations and sums are done by the convolutions before them', logger='current'
     )
@@ -138,7 +156,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
         expected = run(copy)
         _bake_and_fold(copy, report, run, gate)
         _to_channels_last(copy.requires_grad_(False))
-        report.deviation = _deviation(run(copy), expected)
+        report.deviation = largest_deviation(run(copy), expected)
     _check_deviation(model, report.deviation)
     copy.deploy_report = report
     print_log(str(report), logger='current')
@@ -169,6 +187,8 @@ def check_device(device: torch.device, dtype: torch.dtype | None, cuda_graph: bo
     # without its own kernels oneDNN emulates half precision, or raises deep inside
     if device.type == 'cpu' and dtype not in (None, torch.float32, torch.float64) and not onednn_computes(dtype):
         raise DeployError(f'this CPU computes no convolutions in {dtype}; deploy in torch.float32')
+    if device.type == 'cpu' and dtype == torch.bfloat16 and not has_bf16_instructions():
+        print_log('this CPU emulates bfloat16: right, but slower than float32', logger='current', level=30)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -219,15 +239,3 @@ def _run_time_kernels(module: nn.Module) -> dict[str, str]:
         for name, m in module.named_modules()
         if type(m).__module__.startswith(home + '.') and hasattr(m, 'kernel_size')
     }
-
-
-def _deviation(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    if [o.shape for o in outputs] != [e.shape for e in expected]:
-        return float('inf')
-    worst = 0.0
-    for output, target in zip(outputs, expected):
-        if target.is_floating_point() and target.numel():
-            scale = target.abs().max().clamp_min(torch.finfo(target.dtype).tiny)
-            ratio = ((output - target).abs().max() / scale).item()
-            worst = ratio if ratio != ratio else max(worst, ratio)
-    return worst

@@ -92,7 +92,7 @@ class PackedConv2d(nn.Conv2d):
             or torch.jit.is_tracing()
         ):
             return False
-        shapes = (input.shape, input.dtype, input.device, weight.device, activation)
+        shapes: tuple = (input.shape, input.dtype, input.device, weight.device, activation)
         if other is not None:
             shapes += (other.shape, other.dtype, other.device)
         known = self._takes_shapes.get(shapes)

@@ -4,7 +4,7 @@ CUDA graphs hold for one size; detectors see dozens. The cache keeps the last fe
 on number and bytes, and answers every other call with the plain function: a size outside the cache is slow, not wrong.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,12 +28,12 @@ class Captured:
     release: Callable = lambda: None
 
 
-def input_key(args: tuple) -> tuple | None:
-    """Shape, dtype, strides and device of all tensors in ``args``; None if there is anything but tensors."""
+def input_key(args: tuple, strides: bool = True) -> tuple | None:
+    """Shape, dtype, device and ``strides`` of all tensors in ``args``; None if there is anything but tensors."""
     leaves: list[Tensor] = tree_leaves(args)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         return None
-    return tuple((tuple(leaf.shape), leaf.dtype, leaf.stride(), leaf.device) for leaf in leaves)
+    return tuple((tuple(leaf.shape), leaf.dtype, leaf.stride() if strides else None, leaf.device) for leaf in leaves)
 
 
 class SizeCache:
@@ -44,23 +44,33 @@ class SizeCache:
         capture: makes a :class:`Captured` from ``(plain, args)``; whatever it raises makes that size run plainly.
         max_sizes (int): sizes kept; the one used longest ago goes first.
         max_bytes (int, optional): bound on the memory of all sizes together.
+        patience (int): how often a size is asked for until another one is given up for it.
+        strides (bool): whether what is captured holds for one memory layout of the inputs.
 
     Raises:
         ValueError: ``max_sizes`` below 1.
     """
 
     def __init__(
-        self, plain: Callable, capture: Callable[[Callable, tuple], Captured], max_sizes: int = 8, max_bytes: int | None = None
+        self,
+        plain: Callable,
+        capture: Callable[[Callable, tuple], Captured],
+        max_sizes: int = 8,
+        max_bytes: int | None = None,
+        patience: int = 1,
+        strides: bool = True,
     ) -> None:
         if max_sizes < 1:
             raise ValueError(f'max_sizes={max_sizes} must be at least 1')
         self.plain, self.capture = plain, capture
         self.max_sizes, self.max_bytes = max_sizes, max_bytes
         self.captured: OrderedDict[tuple, Captured] = OrderedDict()
-        self.refused: set = set()  # sizes that failed to capture or don't fit
+        self.refused: dict[tuple, str] = {}  # sizes that failed to capture or don't fit, and why
+        self.patience, self.strides = patience, strides
+        self._asked: Counter = Counter()  # sizes that wait for a place
 
     def __call__(self, *args, **kwargs):
-        key = None if kwargs else input_key(args)
+        key = None if kwargs else input_key(args, self.strides)
         if key is None or key in self.refused:
             return self.plain(*args, **kwargs)
         if key not in self.captured and not self._admit(key, args):
@@ -73,7 +83,16 @@ class SizeCache:
         """Memory of all captured sizes."""
         return sum(entry.nbytes for entry in self.captured.values())
 
+    def clear(self) -> None:
+        """Forget all captured sizes; what failed stays refused."""
+        while self.captured:
+            self._evict()
+
     def _admit(self, key: tuple, args: tuple) -> bool:
+        self._asked[key] += 1
+        if len(self.captured) >= self.max_sizes and self._asked[key] < self.patience:
+            return False
+        del self._asked[key]
         while len(self.captured) >= self.max_sizes:
             self._evict()
         try:
@@ -96,7 +115,7 @@ class SizeCache:
     def _refuse(self, key: tuple, reason: str) -> bool:
         if not self.refused:
             print_log(f'input of shape {_shapes(key)} runs without capture ({reason}); said once', logger='current', level=30)
-        self.refused.add(key)
+        self.refused[key] = reason
         return False
 
 

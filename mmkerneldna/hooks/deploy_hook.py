@@ -15,11 +15,11 @@ class DeployHook(Hook):
     """Deploys the model once its checkpoint is loaded, so that a test scores and times what would be shipped.
 
     Args:
-        compile, cuda_graph: as in :func:`mmkerneldna.deploy.deploy`.
+        compile, cuda_graph, backend: as in :func:`mmkerneldna.deploy.deploy`.
     """
 
-    def __init__(self, compile: bool | str = False, cuda_graph: bool | int = False) -> None:
-        self.options: dict[str, Any] = dict(compile=compile, cuda_graph=cuda_graph)
+    def __init__(self, compile: bool | str = False, cuda_graph: bool | int = False, backend: str = 'torch') -> None:
+        self.options: dict[str, Any] = dict(compile=compile, cuda_graph=cuda_graph, backend=backend)
 
     def before_test(self, runner: Runner) -> None:
         """Replace the runner's model."""

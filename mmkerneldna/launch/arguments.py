@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from mmengine.config import DictAction
 
+from ..deploy.backends import BACKENDS
 from ..errors import UsageError
 from ..measure.input_size import parse_size
 from ..variants import VARIANTS
@@ -52,7 +53,7 @@ def add_device_argument(parser: argparse.ArgumentParser, **kwargs) -> None:
 
 
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--deploy --compile --cuda-graph``; ``what`` completes the help of the first one."""
+    """``--deploy --compile --cuda-graph --backend``; ``what`` completes the help of the first one."""
     parser.add_argument('--deploy', action='store_true', help=f'{what} the deployed model: children baked, norms folded')
     parser.add_argument(
         '--compile',
@@ -63,6 +64,12 @@ def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
         help='with --deploy: torch.compile at fixed sizes, or for any size',
     )
     parser.add_argument('--cuda-graph', action='store_true', help='with --deploy: replay CUDA graphs')
+    parser.add_argument(
+        '--backend',
+        choices=BACKENDS,
+        default='torch',
+        help='with --deploy: what computes backbone, neck and dense heads on a CPU; auto measures and takes the fastest',
+    )
 
 
 def add_length_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,14 +121,15 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def deploy_options(args: argparse.Namespace) -> dict | None:
-    """``compile`` and ``cuda_graph`` for :func:`mmkerneldna.deploy.deploy`, or None without ``--deploy``.
+    """``compile``, ``cuda_graph`` and ``backend`` for :func:`mmkerneldna.deploy.deploy`, or None without ``--deploy``.
 
     Raises:
-        UsageError: ``--compile`` or ``--cuda-graph`` without ``--deploy``: they would change nothing.
+        UsageError: one of them without ``--deploy``: it would change nothing.
     """
     if args.deploy:
-        return dict(compile=args.compile, cuda_graph=args.cuda_graph)
-    for flag, given in (('--compile', args.compile), ('--cuda-graph', args.cuda_graph)):
+        return dict(compile=args.compile, cuda_graph=args.cuda_graph, backend=args.backend)
+    given_flags = (('--compile', args.compile), ('--cuda-graph', args.cuda_graph), ('--backend', args.backend != 'torch'))
+    for flag, given in given_flags:
         if given:
             raise UsageError(f'{flag} is an option of the deployed model: add --deploy, or leave it out')
     return None
