@@ -27,6 +27,7 @@ from mmkerneldna import launch
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
+from mmkerneldna.deploy.end2end.agreement import TOLERANCES
 from mmkerneldna.deploy.end2end.export import FORMATS
 from mmkerneldna.deploy.export import SCOPES, export
 from mmkerneldna.deploy.file_meta import read_meta
@@ -53,6 +54,7 @@ def parse_args():
     )
     parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
+    parser.add_argument('--dtype', choices=list(TOLERANCES), default='fp32', help='with --end2end --format openvino')
     parser.add_argument('--images', nargs='+', metavar='FILE', help='check --end2end with these pictures, not the test set')
     parser.add_argument('--check', type=number(1), default=4, metavar='N', help='images of the test set to check with')
     parser.add_argument('--int8', action='store_true', help="--end2end in int8, calibrated on the config's training images")
@@ -75,6 +77,10 @@ def parse_args():
         raise UsageError('--int8 is for --end2end --format onnx or openvino')
     if (args.calib or args.max_drop is not None) and not args.int8:
         raise UsageError('--calib and --max-drop are for --int8: add it, or leave them out')
+    if args.dtype != 'fp32' and (not args.end2end or args.format != 'openvino'):
+        raise UsageError(f'--dtype {args.dtype} is for --end2end --format openvino; --format {args.format} computes in fp32')
+    if args.int8 and args.dtype != 'fp32':
+        raise UsageError(f'--int8 and --dtype {args.dtype}: what --int8 leaves in float stays fp32, leave one out')
     if args.images and not args.end2end:
         raise UsageError('--images are for the check of --end2end: add it, or leave them out')
     return args
@@ -106,7 +112,7 @@ def write_whole(cfg, checkpoint, model, path, args, console):
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, path.name) if args.int8 else path
         names = class_names(cfg, checkpoint)
-        wanted = EndToEnd(first, args.format, args.size, args.dynamic, Path(args.config).stem, names, images)
+        wanted = EndToEnd(first, args.format, args.size, args.dynamic, Path(args.config).stem, names, images, args.dtype)
         meta, agreement = export_whole(model, wanted)
         report = write_int8(cfg, first, path, args) if args.int8 else None
     facts = dict(file=path.name, meta=vars(read_meta(path)), check=agreement.facts())

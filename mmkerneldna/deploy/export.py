@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..anatomy import backbone_of, has_proposals, heads_of, is_whole, task_of
-from ..errors import KernelDNAError
 from .export_error import ExportError
 from .file_meta import KINDS, FileMeta, write_meta
 from .runners import FileRunner
@@ -108,21 +107,11 @@ def export(
     example = torch.randn(2 if dynamic != 'none' else 1, 3, *size, generator=torch.Generator().manual_seed(0))
     names = [f'output{i}' for i in range(len(reference(example)))]
     with whole_files_only(path) as unchecked:
-        facts = _write(part, example, unchecked, file_format, dynamic, names, scope)
+        facts = write(part, example, unchecked, file_format, dynamic, names, multiple=32)
         if path.suffix in KINDS:
             write_meta(unchecked, _raw_meta(size, dynamic, names))
         checked = check_file(reference, open_raw(unchecked), check_shapes(size, dynamic))
     return dict(file=str(path), inputs={'images': _describe(dynamic, size)}, outputs=names, checked=checked, **facts)
-
-
-def _write(part, example, path, file_format, dynamic, names, scope) -> dict[str, object]:
-    try:
-        return write(part, example, path, file_format, dynamic, names, multiple=32)
-    except KernelDNAError:
-        raise
-    except Exception as error:  # the exporters raise anything
-        advice = "; try dynamic='batch' or 'none'" if dynamic == 'both' else ''
-        raise ExportError(f'{file_format} of {scope} failed, {type(error).__name__}: {str(error)[:400]}{advice}') from error
 
 
 def _raw_meta(size: tuple[int, int], dynamic: str, names: list[str]) -> FileMeta:

@@ -22,13 +22,22 @@ def openvino_half(path: str | Path, out: str | Path, dtype: str) -> None:
         FileError: the file can't be read.
         RuntimeMissingError: OpenVINO is not installed.
     """
+    check_precision(dtype)
     openvino, meta = require('openvino'), read_meta(path)
-    able = capabilities(openvino)
-    if dtype == 'bf16' and 'BF16' not in able:
-        raise ExportError(f'this CPU computes no bf16 (OpenVINO lists {", ".join(able)}): take fp16, or int8')
     with whole_files_only(Path(out)) as draft:
         openvino.save_model(openvino.Core().read_model(str(path)), str(draft), compress_to_fp16=True)
         write_meta(draft, replace(meta, dtype=dtype))
+
+
+def check_precision(dtype: str) -> None:
+    """Refuse a precision this CPU has no instructions for.
+
+    Raises:
+        ExportError: bf16 on a CPU without it.
+    """
+    able = capabilities(require('openvino')) if dtype == 'bf16' else []
+    if dtype == 'bf16' and 'BF16' not in able:
+        raise ExportError(f'this CPU computes no bf16 (OpenVINO lists {", ".join(able)}): take fp16, or int8')
 
 
 def capabilities(openvino: Any) -> list[str]:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import KernelDNAError
 from ..torch_internals import write_aot_package
+from .blame import layer_that_calls, missing_operator
+from .export_error import ExportError
 from .runtimes import require
 from .traceable import traceable_resize
 
@@ -43,11 +46,26 @@ def write(
 
     Raises:
         RuntimeMissingError: what writes the format is not installed.
-        Exception: whatever an exporter raises.
+        ExportError: the exporter fails; an operator that the format lacks is named with its layer.
     """
     with torch.no_grad(), traceable_resize(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return _WRITERS[file_format](part, example, path, dynamic, list(names), multiple)
+        try:
+            return _WRITERS[file_format](part, example, path, dynamic, list(names), multiple)
+        except KernelDNAError:
+            raise
+        except Exception as error:  # the exporters raise anything
+            raise _explained(error, part, example, file_format, dynamic) from error
+
+
+def _explained(error: Exception, part: nn.Module, example: Tensor, file_format: str, dynamic: str) -> ExportError:
+    operator = missing_operator(error)
+    if operator:
+        layer = layer_that_calls(part, example, operator)
+        owner = f'{layer} ({type(part.get_submodule(layer)).__name__})' if layer in dict(part.named_modules()) else layer
+        return ExportError(f'{file_format} has no operator {operator!r}, which {owner or "a layer"} needs: replace that layer')
+    advice = '; try --dynamic batch or none' if dynamic == 'both' else ''
+    return ExportError(f'the {file_format} export failed, {type(error).__name__}: {str(error)[:400]}{advice}')
 
 
 @contextlib.contextmanager

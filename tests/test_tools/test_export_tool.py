@@ -3,15 +3,22 @@
 A pt2 file takes half a minute to compile; tests/test_deploy has one.
 """
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 from tiny_runs import run_tool
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmkerneldna.deploy.end2end.export import generated_images
+from mmkerneldna.deploy.file_meta import read_meta
 from mmkerneldna.layers import ChildConv2d
 
 CONFIG = """
@@ -98,6 +105,39 @@ def test_model_file_returns_the_logits_of_the_image(trained, file_format, tmp_pa
     assert_agrees(
         RUNNERS[file_format](path), lambda images: [net.inference(images, metas * len(images))], [(1, 3, *SIZE), (3, 3, *SIZE)]
     )
+
+
+def test_a_whole_segmenter_and_the_report_beside_it(trained, tmp_path, capfd):
+    folder = trained[0]
+    path = tmp_path / 'whole.onnx'
+    assert export(folder, '--format', 'onnx', '--end2end', '--dynamic', 'none', '--out', path) == 0
+    report = json.loads((tmp_path / 'whole.onnx.json').read_text())
+    assert report['file'] == 'whole.onnx' and report['check']['pixels'] > 0.999 and report['check']['real'] is False
+    meta = read_meta(path)
+    assert report['meta'] == vars(meta) and (meta.config, meta.size, meta.batch) == ('small', [64, 96], 1)
+    said = ' '.join(capfd.readouterr().out.split())
+    assert 'outputs: labels_map' in said and 'checked against torch on 2 generated images (64x96)' in said
+    Image.fromarray(generated_images(SIZE)[0].transpose(1, 2, 0)).save(tmp_path / 'photo.png')
+    example = Path(__file__).resolve().parents[2] / 'examples' / 'run_onnxruntime.py'
+    argv = [sys.executable, str(example), str(path), 'photo.png']
+    run = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert Image.open(tmp_path / 'out.png').size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--format', 'torchscript', '--end2end'], 'a whole model goes to onnx, openvino, pt2'),
+        (['--format', 'onnx', '--end2end', '--scope', 'neck'], '--scope neck is a part of the model, --end2end the whole'),
+        (['--format', 'onnx', '--end2end', '--dtype', 'bf16'], '--dtype bf16 is for --end2end --format openvino'),
+        (['--format', 'onnx', '--images', 'x.png'], '--images are for the check of --end2end'),
+        (['--format', 'onnx', '--end2end', '--images', 'x.png'], '--images x.png does not exist'),
+        (['--format', 'onnx', '--out', 'net.pt2'], 'the name of a file of --format onnx ends in .onnx'),
+    ],
+)
+def test_flags_that_do_not_go_together(trained, flags, words, capfd):
+    assert words in refused(capfd, export(trained[0], *flags))
 
 
 def refused(capfd, status):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import is_whole, task_of
-from ...errors import KernelDNAError
 from ..deployment import lean_copy
 from ..export_error import ExportError
-from ..file_meta import FileMeta, write_meta
+from ..file_meta import FileMeta, read_meta, write_meta
+from ..half import check_precision, openvino_half
 from ..runners import FileRunner
 from ..traceable import with_matrix_pools
 from ..writers import DYNAMIC, LEAST_SIDE, OPSET, SUFFIXES, whole_files_only, write
-from .agreement import Agreement
+from .agreement import TOLERANCES, Agreement
 from .check import check
 from .detector import WholeDetector
 from .operators import OnnxOperators, register_symbolics
@@ -38,6 +38,7 @@ class EndToEnd:
         config (str): name of the config, for the metadata.
         classes (list): their names, in the order of the labels.
         images (sequence): (3, H, W) uint8 BGR, to check with; generated ones if there are none.
+        dtype (str): ``'fp32'``; ``'bf16'`` or ``'fp16'`` for OpenVINO.
     """
 
     path: Path
@@ -47,12 +48,17 @@ class EndToEnd:
     config: str = ''
     classes: list[str] = field(default_factory=list)
     images: Sequence[np.ndarray] = ()
+    dtype: str = 'fp32'
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
         if self.file_format not in FORMATS or self.dynamic not in DYNAMIC:
             raise ExportError(
                 f'format={self.file_format!r} must be one of {FORMATS}, dynamic={self.dynamic!r} one of {DYNAMIC}'
+            )
+        if self.dtype not in TOLERANCES or (self.dtype != 'fp32' and self.file_format != 'openvino'):
+            raise ExportError(
+                f'dtype={self.dtype!r} of format {self.file_format}: {", ".join(TOLERANCES)} are for openvino, fp32 for all'
             )
         if self.path.suffix != SUFFIXES[self.file_format]:
             raise ExportError(
@@ -79,14 +85,17 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
         ExportError: the model has a part that can't be exported, the exporter fails, or the file deviates from torch. Then
             there is no file.
     """
+    check_precision(wanted.dtype)
     whole = whole_model(model, wanted.file_format)
     meta = _meta(whole, wanted)
     with whole_files_only(wanted.path) as unchecked:
-        _write(whole, wanted, meta, unchecked)
+        write(whole, _example(wanted), unchecked, wanted.file_format, wanted.dynamic, meta.outputs)
         write_meta(unchecked, meta)
+        if wanted.dtype != 'fp32':
+            openvino_half(unchecked, unchecked, wanted.dtype)
         images = wanted.images or generated_images(wanted.size)
         agreement = check(model, FileRunner(unchecked), batches(images, wanted), bool(wanted.images))
-    return meta, agreement
+    return read_meta(wanted.path), agreement
 
 
 def whole_model(model: nn.Module, file_format: str) -> nn.Module:
@@ -121,18 +130,6 @@ def _meta(whole, wanted: EndToEnd) -> FileMeta:
 
 def _mask_threshold(whole) -> float | None:
     return float(whole.model.roi_head.test_cfg.mask_thr_binary) if whole.task == 'instance' else None
-
-
-def _write(whole: nn.Module, wanted: EndToEnd, meta: FileMeta, path: Path) -> None:
-    try:
-        write(whole, _example(wanted), path, wanted.file_format, wanted.dynamic, meta.outputs)
-    except KernelDNAError:
-        raise
-    except Exception as error:  # the exporters raise anything
-        advice = '; try --dynamic batch or none' if wanted.dynamic == 'both' else ''
-        raise ExportError(
-            f'{wanted.file_format} of {type(whole.model).__name__} failed, {type(error).__name__}: {str(error)[:400]}{advice}'
-        ) from error
 
 
 def _example(wanted: EndToEnd) -> Tensor:
