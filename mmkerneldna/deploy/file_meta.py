@@ -35,7 +35,7 @@ class FileMeta:
             ``'raw'`` for a part of a model that takes normalised float images.
         classes (list): names, in the order of the labels.
         input (dict): ``name``, ``channels`` ('bgr'), ``dtype`` ('uint8'), ``pad_divisor`` (what the graph pads sides to),
-            ``least_side`` (of the images).
+            ``least_side`` (of the images), ``side_multiple`` (what their sides are a multiple of).
         size (list, optional): [H, W] of the images, None where any size goes.
         batch (int, optional): number of images, None where any number goes.
         outputs (list): their names, in order.
@@ -67,10 +67,12 @@ class FileMeta:
             FileError: names what came and what the file takes.
         """
         wanted = [self.batch or 'N', 3, *(self.size or ('H', 'W'))]
-        least = self.input.get('least_side', 1)
+        least, multiple = self.input.get('least_side', 1), self.input.get('side_multiple', 1)
         fits = len(shape) == 4 and not any(type(w) is int and s != w for s, w in zip(shape, wanted)) and min(shape[2:]) >= least
+        fits = fits and not any(side % multiple for side in shape[2:])
         if not fits or dtype != self.input['dtype']:
             sides = f', sides of {least} or more' if least > 1 else ''
+            sides += f', multiples of {multiple}' if multiple > 1 else ''
             takes = f'({", ".join(map(str, wanted))}) {self.input["dtype"]}{sides}'
             raise FileError(
                 f'images {tuple(shape)} {dtype}: this file takes {takes}; resize or batch the images so, or export with '

@@ -17,7 +17,7 @@ from ..runners import FileRunner
 from ..traceable import with_matrix_pools
 from ..writers import DYNAMIC, LEAST_SIDE, OPSET, SUFFIXES, whole_files_only, write
 from .agreement import TOLERANCES, Agreement
-from .check import check
+from .check import check, predict
 from .detector import WholeDetector
 from .operators import OnnxOperators, register_symbolics
 from .plain import PlainOperators
@@ -87,14 +87,15 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
     """
     check_precision(wanted.dtype)
     whole = whole_model(model, wanted.file_format)
-    meta = _meta(whole, wanted)
+    images = wanted.images or generated_images(wanted.size)
+    multiple = side_multiple(model, images[0]) if wanted.dynamic == 'both' else 1
+    meta = _meta(whole, wanted, multiple)
     with whole_files_only(wanted.path) as unchecked:
         write(whole, _example(wanted), unchecked, wanted.file_format, wanted.dynamic, meta.outputs)
         write_meta(unchecked, meta)
         if wanted.dtype != 'fp32':
             openvino_half(unchecked, unchecked, wanted.dtype)
-        images = wanted.images or generated_images(wanted.size)
-        agreement = check(model, FileRunner(unchecked), batches(images, wanted), bool(wanted.images))
+        agreement = check(model, FileRunner(unchecked), batches(images, wanted, multiple), bool(wanted.images))
     return read_meta(wanted.path), agreement
 
 
@@ -113,12 +114,17 @@ def whole_model(model: nn.Module, file_format: str) -> nn.Module:
     return with_matrix_pools(WholeDetector(lean_copy(model), operators)).eval()
 
 
-def _meta(whole, wanted: EndToEnd) -> FileMeta:
+def _meta(whole, wanted: EndToEnd, multiple: int) -> FileMeta:
     return FileMeta(
         task=whole.task,
         classes=wanted.classes,
         input=dict(
-            name='images', channels='bgr', dtype='uint8', pad_divisor=whole.preprocess.divisor, least_side=wanted.least_side
+            name='images',
+            channels='bgr',
+            dtype='uint8',
+            pad_divisor=whole.preprocess.divisor,
+            least_side=wanted.least_side,
+            side_multiple=multiple,
         ),
         size=None if wanted.dynamic == 'both' else list(wanted.size),
         batch=1 if wanted.dynamic == 'none' else None,
@@ -146,7 +152,7 @@ def generated_images(size: tuple[int, int], count: int = 2) -> list[np.ndarray]:
     return list((smooth * 255).to(torch.uint8).numpy())
 
 
-def batches(images: Sequence[np.ndarray], wanted: EndToEnd) -> list[np.ndarray]:
+def batches(images: Sequence[np.ndarray], wanted: EndToEnd, multiple: int = 1) -> list[np.ndarray]:
     """Batches that a file is checked with: each image, at the file's size where that is fixed, and where the batch is free the
     first image with its mirror image; where the size is free the first one also smaller, with odd sides."""
     least = wanted.least_side
@@ -157,9 +163,19 @@ def batches(images: Sequence[np.ndarray], wanted: EndToEnd) -> list[np.ndarray]:
     if wanted.dynamic != 'none':
         found.append(np.stack([images[0], images[0][:, :, ::-1]]))
     if wanted.dynamic == 'both':
-        height, width = (max(side * 3 // 4 | 1, least) for side in images[0].shape[1:])
+        smaller = (max(side * 3 // 4 | 1, least) for side in images[0].shape[1:])
+        height, width = (-(-side // multiple) * multiple for side in smaller)
         found.append(resized(images[0], (height, width))[None])
     return found
+
+
+def side_multiple(model: nn.Module, image: np.ndarray) -> int:
+    """What sides must be a multiple of: 1, or 32 where the model itself takes no image with odd sides (it pads none)."""
+    try:
+        list(predict(model, resized(image, (97, 129))[None]))
+    except RuntimeError:
+        return 32
+    return 1
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
