@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize('file_format, suffix', [('onnx', '.onnx'), ('openvino', '.xml')])
 def test_the_message_has_operator_and_layer(file_format, suffix, tmp_path):
-    with pytest.raises(ExportError, match=rf"{file_format} has no .*'aten::special_i0', which model.blocks.1 \(Bessel\)"):
+    with pytest.raises(ExportError, match=rf"{file_format} has no operator 'aten::i0', which model.blocks.1 \(Bessel\)"):
         export(Net().eval(), tmp_path / f'net{suffix}', file_format, size=(32, 32), dynamic='none')
     assert not list(tmp_path.iterdir())
 
