@@ -61,9 +61,10 @@ def write(
 def _explained(error: Exception, part: nn.Module, example: Tensor, file_format: str, dynamic: str) -> ExportError:
     operator = missing_operator(error)
     if operator:
-        layer = layer_that_calls(part, example, operator)
-        owner = f'{layer} ({type(part.get_submodule(layer)).__name__})' if layer in dict(part.named_modules()) else layer
-        return ExportError(f'{file_format} has no operator {operator!r}, which {owner or "a layer"} needs: replace that layer')
+        layer = layer_that_calls(part, example, operator) or 'a layer'
+        owner = dict(part.named_modules()).get(layer)
+        named = layer if owner is None else f'{layer} ({type(owner).__name__})'
+        return ExportError(f'{file_format} has no operator {operator!r}, which {named} needs: replace that layer')
     advice = '; try --dynamic batch or none' if dynamic == 'both' else ''
     return ExportError(f'the {file_format} export failed, {type(error).__name__}: {str(error)[:400]}{advice}')
 
