@@ -78,7 +78,7 @@ def quantise(
         out: of the new file, of the same kind; written whole or not at all.
         images: (3, H, W) each, uint8, BGR, as the file takes them.
         max_drop: largest loss of the score; layers that hurt stay float until it is kept.
-        score: of a file, the higher the better; needed with ``max_drop``.
+        score: of a file, the higher the better; needed with ``max_drop``, else not called.
 
     Returns:
         QuantiseReport: also in the log.
@@ -100,7 +100,7 @@ def quantise(
 
         def score_without(names: Sequence[str]) -> float:
             _write(kind, path, draft, meta, batches, selection.without(names))
-            return 0.0 if score is None else score(draft)
+            return 0.0 if score is None or max_drop is None else score(draft)
 
         if max_drop is None or score is None:
             score_without(())
