@@ -104,9 +104,7 @@ class Comparison:
         Returns:
             list: pairs of places (found, expected) that are one box.
         """
-        floor = max(
-            [self._floor] + [dets[:, 4].min() + 2 * self.tolerance.score for dets, _ in (found, expected) if len(dets) >= limit]
-        )
+        floor = self._floor_of(found[0], expected[0], limit)
         pairs = match(found, expected, self.tolerance.iou)
         for (dets, _), side in ((found, 0), (expected, 1)):
             strong = set(np.flatnonzero(dets[:, 4] > floor).tolist())
@@ -120,6 +118,13 @@ class Comparison:
             self.found.iou = min(self.found.iou, float(overlaps[mine, theirs]))
         self.found.matched = self._partners / self.found.boxes if self.found.boxes else 1.0
         return pairs
+
+    def _floor_of(self, found: np.ndarray, expected: np.ndarray, limit: int) -> float:
+        """The score that a box must have to be compared; in half precision a model that is sure of nothing is compared, too."""
+        cut = [dets[:, 4].min() + 2 * self.tolerance.score for dets in (found, expected) if len(dets) >= limit]
+        floor = max([self._floor, *cut])
+        sure = expected[:, 4].max() if len(expected) else 0.0
+        return floor if sure > floor or not self.tolerance.least_score else float(sure) / 2
 
     def masks(self, found: np.ndarray, expected: np.ndarray) -> None:
         """Compare matched masks of one image, both (M, H, W), bool."""
