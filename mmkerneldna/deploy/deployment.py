@@ -14,6 +14,7 @@ from ..anatomy import rewrap, unwrap
 from ..errors import KernelDNAError
 from ..layers import ChildConv2d
 from ..modules import count_parameters, is_plain_conv, to_memory_format
+from ..routing.keep import keep_all
 from ..torch_internals import has_bf16_instructions, onednn_computes
 from .backends import BackendError, check_backend, largest_deviation, plain_twin, run_in_backend
 from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
@@ -88,7 +89,7 @@ def deploy(
 
     Args:
         model (nn.Module): a backbone or a whole mmdet / mmseg model. One inside a wrapper for test-time augmentation is
-            deployed there; a wrapper for distributed training is left away.
+            deployed there; a wrapper for distributed training is left away. One whose gates leave parts out keeps its gates.
         compile: False; True for torch.compile at fixed sizes (each new size compiles again), ``'dynamic'`` for any size. In
             whole models backbone with neck and the heads are compiled; post-processing stays Python.
         cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
@@ -131,7 +132,7 @@ def deploy(
 
 def _fuse(copy: nn.Module, run: Callable) -> None:
     """Let packed convolutions do the steps behind them, align regions in parallel, and check the whole once more."""
-    with torch.no_grad():
+    with torch.no_grad(), keep_all(copy):
         expected = run(copy)
         replace_roi_aligns(copy)
         copy.deploy_report.steps_fused = fuse_steps(copy, lambda: run(copy))
@@ -152,7 +153,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
     copy: Any = _plain_copy(model)
     report = DeployReport(params_before=count_parameters(copy))
     run = make_probe(copy, probe)
-    with torch.no_grad():
+    with torch.no_grad(), keep_all(copy):  # what a gate would leave out must be reached too
         expected = run(copy)
         _bake_and_fold(copy, report, run, gate)
         _to_channels_last(copy.requires_grad_(False))

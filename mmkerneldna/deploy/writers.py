@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KernelDNAError
+from ..routing.keep import keep_gates
 from ..torch_internals import write_aot_package
 from .blame import layer_that_calls, missing_operator
 from .export_error import ExportError
@@ -44,10 +45,18 @@ def write(
     Returns:
         dict: facts worth telling: ``opset`` of an ONNX file.
 
+    A net whose gates leave parts out computes all of it in a file, and takes of that what the gates keep: the same outputs.
+
     Raises:
+        ExportError: any size of a net with gates.
         RuntimeMissingError: what writes the format is not installed.
         ExportError: the exporter fails; an operator that the format lacks is named with its layer.
     """
+    if dynamic == 'both' and any(not gate.always_open for gate in keep_gates(part).values()):
+        raise ExportError(
+            "the gates of this net look at a grid that goes with the image's size: export one size (dynamic='batch' or "
+            "'none'), or everything (set_keep(model, 1))"
+        )
     with torch.no_grad(), traceable_resize(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:

@@ -13,15 +13,19 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..anatomy import augments, is_exported, undistributed, unwrap
+from ..anatomy import augments, is_exported, rewrap, undistributed, unwrap
 from ..measure.complexity import complexity_row
 from ..measure.environment import describe, environment
-from ..measure.latency import Failure, Timing, attempt, time_interleaved
+from ..measure.latency import Failure, attempt
 from ..measure.memory import peak_memory_mb, weight_bytes
+from ..measure.over_images import Spread, gmacs_over_images, keep_rates, time_over_images
 from ..measure.tables import write_json
 from ..measure.undisturbed import undisturbed
 from ..measure.workload import Call, Workload, inference_call
+from ..routing.keep import keep_gates
 from .empty_scores import fill_empty_scores
+
+Views = tuple[tuple[int, int], ...]
 
 PREFIX = 'cost/'
 FILE_NAME = 'cost.json'
@@ -43,6 +47,13 @@ class CostHook(Hook):
     - ``peak_memory_mb``: see :mod:`.memory`. Of an exported file ``file_mb``, its size, instead.
     - ``height``, ``width``, ``batch``: what it was measured at.
 
+    A model whose gates leave parts out (:mod:`mmkerneldna.routing`) costs more on one image than on another. It is measured on
+    ``images`` images, spread over the evaluated data set: ``latency_ms`` is then the median across images and
+    ``latency_p90_ms`` the 90th percentile across them, ``gmacs`` the mean of what was run, and there are
+
+    - ``latency_mean_ms``: across images; ``images``: how many they were.
+    - ``keep_rate``, ``keep/<gate>``: the part that was computed, and that of each gate.
+
     With test-time augmentation a call is the prediction from all views of an image, and ``gmacs`` are their sum.
 
     The training goes on as if nothing had been measured: random states, each module's mode and gradients stay. In a
@@ -59,20 +70,29 @@ class CostHook(Hook):
         repeats, warmup (int): calls that are timed, and calls before.
         budget_s (float): seconds that timing may take per evaluation. A slow model gets fewer repeats, but at least one and
             one call to warm up. GMACs and memory take two more calls, once per run.
+        images (int): on which a model with gates is measured.
     """
 
     # Before RuntimeInfoHook (VERY_HIGH), which copies the metrics to the message hub where loggers find them.
     priority = 'HIGHEST'
 
     def __init__(
-        self, size: tuple[int, int] | None = None, batch: int = 1, repeats: int = 10, warmup: int = 3, budget_s: float = 20.0
+        self,
+        size: tuple[int, int] | None = None,
+        batch: int = 1,
+        repeats: int = 10,
+        warmup: int = 3,
+        budget_s: float = 20.0,
+        images: int = 16,
     ) -> None:
-        if batch < 1 or repeats < 1 or warmup < 0:
-            raise ValueError(f'batch={batch} and repeats={repeats} must be at least 1, warmup={warmup} at least 0')
+        if batch < 1 or repeats < 1 or warmup < 0 or images < 1:
+            raise ValueError(
+                f'batch={batch}, repeats={repeats} and images={images} must be at least 1, warmup={warmup} at least 0'
+            )
         if not budget_s > 0:
             raise ValueError(f'budget_s={budget_s} must be a positive number of seconds')
         self.size = (size[0], size[1]) if size is not None else None
-        self.batch = batch
+        self.batch, self.images = batch, images
         self.timing: dict[str, Any] = dict(repeats=repeats, warmup=warmup, budget_s=budget_s)
         self._static: dict[tuple, dict[str, float]] = {}  # what one model costs at any time
         self._environment: dict[str, str] = {}
@@ -116,7 +136,7 @@ class CostHook(Hook):
         )
         return cost
 
-    def _say(self, timing: Timing) -> None:
+    def _say(self, timing: Spread) -> None:
         wanted, budget_s = self.timing['repeats'], self.timing['budget_s']
         if timing.repeats < wanted:
             print_log(
@@ -131,32 +151,43 @@ class CostHook(Hook):
                 level=logging.WARNING,
             )
 
-    def _measure(self, model: nn.Module, loop, device: str) -> tuple[Timing, dict[str, float]]:
+    def _measure(self, model: nn.Module, loop, device: str) -> tuple[Spread, dict[str, float]]:
         with undisturbed(model):
-            data, views = self._batch(model, loop.dataloader.dataset)
+            batches = self._batches(model, loop.dataloader.dataset)
+            views = batches[0][1]
             dtype = torch.get_autocast_dtype(torch.device(device).type) if loop.fp16 else None
-            call = inference_call(model, Workload(self.batch, views[0], device, dtype), data)
-            timing = time_interleaved({'model': call}, device, **self.timing)['model']
+            calls = self._calls(model, batches, device, dtype)
+            timing = time_over_images({'model': calls}, device, **self.timing)['model']
             if isinstance(timing, Failure):
                 raise RuntimeError(str(timing))
             cells: dict[str, Any] = dict(
                 latency_ms=timing.median,
                 latency_p90_ms=timing.p90,
-                throughput_img_s=timing.throughput(self.batch),
+                throughput_img_s=self.batch * 1e3 / timing.mean,
                 repeats=timing.repeats,
                 disturbed=bool(timing.disturbed),
             )
             if (views, dtype) not in self._static:
-                self._static[views, dtype] = {**_size_cells(unwrap(model), views), **_memory_cells(call, model, device)}
-        cells.update(self._static[views, dtype], height=views[0][0], width=views[0][1], batch=self.batch)
+                self._static[views, dtype] = {**_size_cells(unwrap(model), views), **_memory_cells(calls[0], model, device)}
+            cells.update(self._static[views, dtype], height=views[0][0], width=views[0][1], batch=self.batch)
+            if keep_gates(model):
+                counted = rewrap(model, *getattr(unwrap(model), 'deployed_from', (unwrap(model),)))
+                gmacs = gmacs_over_images(self._calls(counted, batches, device, dtype))
+                cells.update(gmacs=gmacs, latency_mean_ms=timing.mean, images=len(calls), **keep_rates(model, calls))
         # All float: mmengine's JSON of a test drops integers.
         return timing, {PREFIX + key: float(value) for key, value in cells.items()}
 
-    def _batch(self, model: nn.Module, dataset) -> tuple[dict | None, tuple[tuple[int, int], ...]]:
-        """What the data loader would yield, and H, W of every view of an image."""
+    def _calls(self, model: nn.Module, batches, device: str, dtype: torch.dtype | None) -> list[Call]:
+        return [inference_call(model, Workload(self.batch, views[0], device, dtype), data) for data, views in batches]
+
+    def _batches(self, model: nn.Module, dataset) -> list[tuple[dict | None, Views]]:
+        """What the data loader would yield for one image, or for several where they cost differently; H, W of their views."""
         if self.size is not None and not augments(model):
-            return None, (self.size,)
-        sample = dataset[0]
+            return [(None, (self.size,))]
+        count = min(self.images, len(dataset)) if keep_gates(model) else 1
+        return [self._batch(model, dataset[index * len(dataset) // count]) for index in range(count)]
+
+    def _batch(self, model: nn.Module, sample: dict) -> tuple[dict, Views]:
         if not augments(model):
             data = {key: [sample[key]] * self.batch for key in ('inputs', 'data_samples')}
             return data, (tuple(sample['inputs'].shape[-2:]),)

@@ -7,6 +7,8 @@ from .position_moe import PositionMoE2d
 from .query_gate import QueryGate
 from .routing_attention import RoutingAttention2d
 from .routing_neck import RoutingNeck
+from .skip_blocks import skip_blocks
+from .sparse_blocks import sparse_blocks
 from .sparse_query import SparseQueryFCOSHead, SparseQueryRetinaHead
 from .tree_router import TreeRouter, record_leaves
 
@@ -29,5 +31,7 @@ __all__ = [
     'keep_gates',
     'record_leaves',
     'set_keep',
+    'skip_blocks',
+    'sparse_blocks',
     'swap_ffns',
 ]

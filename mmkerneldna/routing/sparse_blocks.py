@@ -61,7 +61,8 @@ class SparseStage(GatedStage):
         tile, (height, width) = gate.tile, x.shape[2:]
         if tile == 1:
             return mask
-        return mask.repeat_interleave(tile, 2).repeat_interleave(tile, 3)[:, :, :height, :width]  # type: ignore[arg-type]
+        each = mask[:, :, :, None, :, None].expand(-1, -1, -1, tile, -1, tile)  # type: ignore[arg-type]
+        return each.reshape(len(mask), 1, mask.shape[2] * tile, mask.shape[3] * tile)[:, :, :height, :width]
 
     def compute(self, gate: KeepGate, blocks: Sequence[nn.Module], x: Tensor, keep: Tensor) -> Tensor:
         """By positions or by tiles; ``x`` is overwritten."""
