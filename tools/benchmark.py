@@ -16,9 +16,15 @@ with the backbone. --proposals N gives all of them the same work: every layer, t
 but the RPN's scores and the box head's classes are replaced by made-up ones, alike in every model, so that exactly N
 proposals per image reach the second stage, the same ones, and equally many boxes the mask head. It holds for latency,
 memory and GMACs; a training step samples its boxes itself and stays as it is.
+
+    python tools/benchmark.py static=A.py skip=B.py --keep 1 .75 .5 .25 --batch 1
+
+A model with gates is listed once per keep rate, on one random image; GMACs are of what was run. Latency over real images, and
+its spread across them, is what tools/sweep.py and the CostHook of a test measure.
 """
 
 import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -51,6 +57,7 @@ from mmkerneldna.measure.benchmark import (
 )
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.input_size import size_from_config
+from mmkerneldna.measure.synthetic import synthetic_images
 from mmkerneldna.measure.tables import (
     Column,
     doubt_notes,
@@ -63,6 +70,8 @@ from mmkerneldna.measure.tables import (
     write_text,
 )
 from mmkerneldna.measure.workload import Workload
+from mmkerneldna.routing import set_keep
+from mmkerneldna.routing.gates import check_keep
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LEAD_COLUMNS = (Column('name', 'model'), Column('batch', 'batch', 0), Column('height', 'H', 0), Column('width', 'W', 0))
@@ -93,6 +102,13 @@ def parse_args():
         metavar='N',
         help='two-stage detectors: as many proposals per image, and '
         'the same second stage, in every model (default: what random weights find)',
+    )
+    parser.add_argument(
+        '--keep',
+        type=float,
+        nargs='+',
+        metavar='PART',
+        help='models with gates (SkipBlocks, SparseBlocks): once per keep rate in (0, 1], set on random images',
     )
     add_cfg_options_argument(parser, 'every config')
     add_device_argument(parser)
@@ -134,7 +150,13 @@ def read_subjects(args):
         name = name or (Path(path.split('::')[-1]).stem if len(args.configs) > 1 or variant is None else '')
         name = ' '.join(filter(None, (name, variant)))
         configs[name] = cfg
-        subjects.append(Subject(name, lambda cfg=cfg: build_from_config(cfg, args.scope)))
+        build = partial(build_from_config, cfg, args.scope)
+        if args.keep and has_gates(cfg.model):
+            subjects += [Subject(f'{name} keep {keep:g}', partial(with_keep, build, keep, args)) for keep in args.keep]
+        else:
+            subjects.append(Subject(name, build))
+    if args.keep and not any(' keep ' in subject.name for subject in subjects):
+        raise UsageError('--keep is for models with SkipBlocks or SparseBlocks; no model here has them, leave it out')
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UsageError(f'two configs have one name ({", ".join(names)}); write NAME=CONFIG')
@@ -151,6 +173,22 @@ def check_files(args, files) -> None:
         raise UsageError(f'--scope {args.scope}: {files[0]} is an exported file, a whole model: use --scope model')
     if files and args.device != 'cpu':
         raise UsageError(f'--device {args.device}: {files[0]} is an exported file and runs on the CPU here: add --device cpu')
+
+
+def has_gates(node) -> bool:
+    """Whether a part of a model's config puts gates into it."""
+    if isinstance(node, dict):
+        return node.get('type') in ('SkipBlocks', 'SparseBlocks') or any(map(has_gates, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(has_gates, node))
+
+
+def with_keep(build, keep, args):
+    """The model at a keep rate. Its gates are random: which parts are computed is made up, how many is not."""
+    model = build()
+    height, width = args.size[0] if args.size else (224, 224)
+    images = torch.stack(synthetic_images(4, (height, width))).float().sub(127.5).div(58)
+    set_keep(model, keep, images)
+    return model
 
 
 def check_proposals(args, configs) -> None:
@@ -210,6 +248,8 @@ def main():
     args = parse_args()
     console = wide_console()
     with one_line_errors():
+        for keep in args.keep or ():
+            check_keep(keep)
         if args.threads:
             torch.set_num_threads(args.threads)
         prepare = read_prepare(args)

@@ -17,7 +17,6 @@ from typing import Any
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
-from mmengine.config import DictAction
 
 from mmkerneldna import launch
 from mmkerneldna.anatomy import unwrap
@@ -25,7 +24,7 @@ from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.deploy import deploy
 from mmkerneldna.derive.images import DatasetImages
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import add_cfg_options_argument, add_device_argument, add_verbose_argument, number
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.measure.environment import describe, environment
@@ -63,7 +62,7 @@ def parse_args():
         action='store_true',
         help='read a file that holds more than weights; that can run code: only for files you trust',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override all configs')
+    add_cfg_options_argument(parser, 'all configs')
     add_device_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()

@@ -3,7 +3,7 @@
 Dynamic Convolutions: Exploiting Spatial Sparsity for Faster Inference, Verelst and Tuytelaars, CVPR 2020,
 https://arxiv.org/abs/1912.03203; tiles with a halo: SBNet, Ren et al., CVPR 2018, https://arxiv.org/abs/1801.02108
 
-    backbone=dict(type='SparseBlocks', keep=0.5, tile=16, stages=(0, 1), module=dict(type='ResNet', depth=50, ...))
+    backbone=dict(type='SparseBlocks', keep=0.5, tile=8, stages=(0, 1), module=dict(type='ResNet', depth=50, ...))
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class SparseStage(GatedStage):
 def sparse_blocks(
     backbone: nn.Module,
     keep: float,
-    tile: int = 16,
+    tile: int = 8,
     stages: Sequence[int] | None = None,
     blocks: Sequence[str] | None = None,
     run: int | None = None,
@@ -144,7 +144,7 @@ def sparse_blocks(
 def build_sparse_blocks(
     module: dict,
     keep: float = 0.5,
-    tile: int = 16,
+    tile: int = 8,
     stages: Sequence[int] | None = None,
     blocks: Sequence[str] | None = None,
     run: int | None = None,

@@ -25,7 +25,7 @@ IMAGES = torch.randn(3, 3, 70, 65, generator=torch.Generator().manual_seed(0))
 
 def resnet(depth=18, cls=ResNet, **kwargs):
     torch.manual_seed(0)
-    net = randomise(cls(depth, base_channels=8, **kwargs))
+    net = randomise(cls(depth=depth, base_channels=8, **kwargs))
     net.eval()
     return net
 

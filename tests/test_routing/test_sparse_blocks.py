@@ -85,7 +85,7 @@ def run_of(name, length):
     return blocks, max(map(radius_of, blocks))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     name=st.sampled_from(list(BLOCKS)),
     length=st.integers(1, 3),
@@ -119,7 +119,7 @@ def test_tiles_save_what_they_should():
     assert seen == [(3, 8, 12, 12)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     name=st.sampled_from([name for name in BLOCKS if name != 'convnext']),
     length=st.integers(1, 3),
@@ -149,7 +149,7 @@ def test_blocks_of_different_reach_share_a_run_of_positions_and_products_follow_
 
 def resnet(depth=18, cls=ResNet, **kwargs):
     torch.manual_seed(0)
-    net = randomise(cls(depth, base_channels=8, **kwargs))
+    net = randomise(cls(depth=depth, base_channels=8, **kwargs))
     net.eval()
     return net
 
