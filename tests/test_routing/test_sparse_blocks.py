@@ -180,14 +180,17 @@ def test_a_net_with_gates_equals_masks_on_the_dense_one(case, tile):
     net = gated(CASES[case](), tile=tile)
     images = torch.randn(2, 3, 75, 101)
     with torch.no_grad():
-        for threshold in (-100.0, 3.0, 100.0):  # all, some, none kept
+        with decisions(net) as seen:
+            net(images)
+            some = seen._logits().median().item()
+        for threshold in (-100.0, some, 100.0):  # all, some, none kept
             for gate in net.routing_gates.values():
                 gate.set_threshold(threshold)
             sparse = net(images)
             with decisions(net) as seen:
                 net(images)
                 rate = seen.rate()
-            assert {-100.0: rate == 1, 3.0: 0 < rate < 1, 100.0: rate == 0}[threshold]
+            assert {-100.0: rate == 1, some: 0 < rate < 1, 100.0: rate == 0}[threshold]
             with torch.enable_grad():
                 assert_same(sparse, net(images.clone().requires_grad_()))  # gradients are wanted: dense, and masked
         with keep_all(net):
