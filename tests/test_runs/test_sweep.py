@@ -2,12 +2,17 @@ import json
 
 from mmkerneldna.runs.sweep import sweep_figure, write_sweep
 
+
+def row(name, keep, score, median, mean, p90, **more):
+    return dict(name=name, keep=keep, score=score, latency_ms=median, latency_mean_ms=mean, latency_p90_ms=p90, **more)
+
+
 ROWS = [
-    dict(name='net keep 1', keep=1.0, keep_rate=1.0, score=60.0, latency_ms=10.0, latency_mean_ms=11.0, latency_p90_ms=13.0, gmacs=2.0),
-    dict(name='net keep 0.5', keep=0.5, keep_rate=0.51, score=59.5, latency_ms=6.0, latency_mean_ms=6.5, latency_p90_ms=9.0, gmacs=1.0),
-    dict(name='r18', keep=None, score=58.0, latency_ms=7.0, latency_mean_ms=7.0, latency_p90_ms=7.5, gmacs=1.1),
+    row('net keep 1', 1.0, 60.0, 10.0, 11.0, 13.0, keep_rate=1.0, gmacs=2.0),
+    row('net keep 0.5', 0.5, 59.5, 6.0, 6.5, 9.0, keep_rate=0.51, gmacs=1.0),
+    row('r18', None, 58.0, 7.0, 7.0, 7.5, gmacs=1.1),
     dict(name='failed', keep=None, score=58.0, error='OOM: 3 GiB'),
-]  # fmt: skip
+]
 
 
 def test_points_of_the_model_and_of_static_nets_are_two_lines():

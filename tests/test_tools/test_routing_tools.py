@@ -94,7 +94,7 @@ def test_benchmark_at_keep_rates(tmp_path, capsys):
 
 
 def test_a_test_reports_cost_over_images(weights, shapes, tmp_path):
-    argv = [SPARSE, weights[SPARSE], '--work-dir', str(tmp_path), '--device', 'cpu']
+    argv = [SPARSE, weights[SPARSE], '--work-dir', str(tmp_path)]
     assert run_tool('test.py', [*argv, '--cfg-options', f'data_root={shapes}']) == 0
     (path,) = tmp_path.rglob('cost.json')
     cost = json.loads(path.read_text())['cost']
