@@ -85,7 +85,7 @@ def run_of(name, length):
     return blocks, max(map(radius_of, blocks))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     name=st.sampled_from(list(BLOCKS)),
     length=st.integers(1, 3),
@@ -119,7 +119,7 @@ def test_tiles_save_what_they_should():
     assert seen == [(3, 8, 12, 12)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     name=st.sampled_from([name for name in BLOCKS if name != 'convnext']),
     length=st.integers(1, 3),
@@ -164,8 +164,7 @@ def gated(net, std=0.5, **kwargs):
 
 
 CASES = {
-    'resnet': lambda: resnet(),
-    'frozen resnet': lambda: resnet(frozen_stages=1),
+    'resnet': lambda: resnet(frozen_stages=1),
     'KernelDNA': lambda: resnet(18, KDNAResNet),
     'mobilenet': lambda: randomise(MobileNetV2(0.25, out_indices=(1, 2, 4))),
     'convnext': lambda: ConvNeXt(),
@@ -178,7 +177,7 @@ def test_a_net_with_gates_equals_masks_on_the_dense_one(case, tile):
     if case == 'convnext' and tile == 1:
         pytest.skip('tile=1 refuses it, see below')
     net = gated(CASES[case](), tile=tile)
-    images = torch.randn(2, 3, 75, 101)
+    images = torch.randn(2, 3, 59, 75)
     with torch.no_grad():
         with decisions(net) as seen:
             net(images)
