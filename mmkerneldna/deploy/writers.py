@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import KernelDNAError
-from ..routing.keep import keep_gates
+from ..routing.stages import GatedStage
+from ..torch_internals import write_aot_package
+from .blame import layer_that_calls, missing_operator
 from ..torch_internals import write_aot_package
 from .blame import layer_that_calls, missing_operator
 from .export_error import ExportError
@@ -52,7 +53,7 @@ def write(
         RuntimeMissingError: what writes the format is not installed.
         ExportError: the exporter fails; an operator that the format lacks is named with its layer.
     """
-    if dynamic == 'both' and any(not gate.always_open for gate in keep_gates(part).values()):
+    if dynamic == 'both' and any(isinstance(m, GatedStage) and m.asks for m in part.modules()):
         raise ExportError(
             "the gates of this net look at a grid that goes with the image's size: export one size (dynamic='batch' or "
             "'none'), or everything (set_keep(model, 1))"

@@ -46,6 +46,11 @@ class GatedStage(Sequential):
         self._units = tuple(units)  # in a tuple: references, not submodules
         self.training = stage.training
 
+    @property
+    def asks(self) -> bool:
+        """Whether a gate of this stage is asked in inference; none is at a keep rate of 1."""
+        return any(gate is not None and not gate.always_open for gate, _ in self._units)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         for gate, names in self._units:
