@@ -68,7 +68,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def build(config: str, checkpoint: str, args):
+def build(config: str, checkpoint: str, args, output):
     """A Runner with its test loop and weights; without the hooks that measure by themselves."""
     cfg = launch.load_config(config, args.cfg_options)
     cfg.load_from, cfg.resume, cfg.work_dir = checkpoint, False, str(args.out / 'runs' / Path(config).stem)
@@ -77,7 +77,7 @@ def build(config: str, checkpoint: str, args):
     use_fast_coco_scores(cfg)
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'CostHook']
     launch.add_hook(cfg, dict(type='CheckpointFitHook'))
-    runner = launch.build_runner(cfg)
+    runner = launch.build_runner(cfg, output)
     launch.build_loops(runner, 'test')
     runner.call_hook('before_run')
     runner.load_or_resume()
@@ -126,11 +126,11 @@ def operating_points(runner, args, batches):
     return rows, models
 
 
-def static_nets(args):
+def static_nets(args, output):
     """Rows and models of the nets to compare with."""
     rows, models = [], {}
     for name, config, checkpoint in args.static:
-        runner = build(config, checkpoint, args)
+        runner = build(config, checkpoint, args, output)
         metric, value = score(runner)
         rows.append(dict(name=name, keep=None, metric=metric, score=value))
         models[name] = unwrap(runner.model).eval()
@@ -157,17 +157,17 @@ def add_costs(rows, models, batches, args) -> None:
 def main():
     args = parse_args()
     console = wide_console()
-    with one_line_errors(), quiet_output():
+    with one_line_errors(), quiet_output() as output:
         for keep in args.keep:
             check_keep(keep)
         if args.threads:
             torch.set_num_threads(args.threads)
         install_safe_loading(args.unsafe_checkpoint)
         launch.make_folder(args.out, '--out')
-        runner = build(args.config, args.checkpoint, args)
+        runner = build(args.config, args.checkpoint, args, output)
         batches = samples(runner, args.images)
         rows, models = operating_points(runner, args, batches)
-        more_rows, more_models = static_nets(args)
+        more_rows, more_models = static_nets(args, output)
         rows, models = rows + more_rows, {**models, **more_models}
         add_costs(rows, models, batches, args)
         facts = environment(args.device)
