@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import KernelDNAError
 from ..routing.stages import GatedStage
-from ..torch_internals import write_aot_package
-from .blame import layer_that_calls, missing_operator
 from ..torch_internals import write_aot_package
 from .blame import layer_that_calls, missing_operator
 from .export_error import ExportError
