@@ -1,9 +1,9 @@
 import pytest
 import torch
 from helpers import conv_gmacs, randomise
-from mmdet.models.backbones import ResNet
 from torch import nn
 
+from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.measure.latency import Failure, Timing
 from mmkerneldna.measure.over_images import Spread, gmacs_over_images, keep_rates, time_over_images
 from mmkerneldna.routing import set_keep, skip_blocks
@@ -30,20 +30,20 @@ def test_every_model_runs_on_every_image_and_a_failure_is_its_own():
 
 @torch.no_grad()
 def test_gmacs_are_of_what_was_run():
-    net = skip_blocks(randomise(ResNet(18, base_channels=8)), 0.5)
+    net = skip_blocks(randomise(KDNAResNet(18, sharing=None, base_channels=8)), 0.5)
     net.eval()
     full = conv_gmacs(net, 64)
     images = torch.randn(4, 3, 64, 64)
     calls = [lambda image=image: net(image[None]) for image in images]
     set_keep(net, 1)
-    assert keep_rates(net, calls) == dict(keep_rate=1, **{f'keep/layer{i}_1': 1 for i in range(1, 5)})
-    assert gmacs_over_images(calls) == pytest.approx(full, rel=1e-2)  # the gates' products are in it too
     gates = net.routing_gates
+    assert len(gates) == 6 and keep_rates(net, calls) == dict(keep_rate=1, **{f'keep/{name}': 1 for name in gates})
+    assert gmacs_over_images(calls) == pytest.approx(full, rel=1e-2)  # the gates' products are in it too
     for gate in gates.values():
         nn.init.normal_(gate.fc2.weight)
     set_keep(net, 0.5, images)
     rates = keep_rates(net, calls)
-    assert rates['keep_rate'] == pytest.approx(sum(rates[f'keep/{name}'] for name in gates) / 4)
+    assert rates['keep_rate'] == pytest.approx(sum(rates[f'keep/{name}'] for name in gates) / 6)
     block = 2 * 9 * 8 * 8 * 16 * 16 / 1e9  # all blocks cost the same
-    assert gmacs_over_images(calls) == pytest.approx(full - 4 * (1 - rates['keep_rate']) * block, rel=1e-2)
+    assert gmacs_over_images(calls) == pytest.approx(full - 6 * (1 - rates['keep_rate']) * block, rel=1e-2)
     assert keep_rates(nn.Conv2d(3, 3, 1), []) == {}
