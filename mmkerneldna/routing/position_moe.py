@@ -151,7 +151,7 @@ class PositionMoE2d(ExpertGate, ExpertConv2d):
 
     def _infer(self, positions: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """As :func:`route_positions`, with one expert per position, in fewer passes over memory: each product is written where
-        it belongs. (A bias inside of the products, addmm, takes longer than one sum at the end.)"""
+        it belongs."""
         order, counts, inverse = group(chosen, self.num_experts)
         blocks = positions.index_select(0, order).mul_(weights.to(positions.dtype).index_select(0, order))
         y = blocks.new_empty(len(blocks), self.out_channels)
