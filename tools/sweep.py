@@ -34,7 +34,7 @@ from mmkerneldna.measure.tables import doubt_notes, rich_table, wide_console
 from mmkerneldna.measure.workload import Workload, inference_call
 from mmkerneldna.routing import keep_gates, set_keep
 from mmkerneldna.routing.gates import check_keep
-from mmkerneldna.runs.scores import SCORES
+from mmkerneldna.runs.scores import SCORES, is_number
 from mmkerneldna.runs.sweep import COLUMNS, write_sweep
 
 
@@ -87,8 +87,8 @@ def build(config: str, checkpoint: str, args, output):
 def score(runner) -> tuple[str, float | None]:
     """Name and value of the score of a test."""
     metrics = runner.test_loop.run()
-    found = next((s for s in SCORES if s.key in metrics), None)
-    return (found.title, metrics[found.key] * found.scale) if found else ('score', None)
+    found = next((s for s in SCORES if is_number(metrics.get(s.key))), None)
+    return (found.title, float(metrics[found.key]) * found.scale) if found else ('score', None)
 
 
 def samples(runner, count: int) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import copy
+from datetime import timedelta
 
 import pytest
 import torch
@@ -246,7 +247,8 @@ def test_half_precision_and_activation_checkpointing():
 
 def _train_distributed(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    limit = timedelta(minutes=2)  # a lost process is an error, not a wait for ever
+    dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2, timeout=limit)
     try:
         net = skip_blocks(resnet(norm_eval=False), 0.5)
         net.train()

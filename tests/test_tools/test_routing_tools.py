@@ -46,7 +46,7 @@ def test_sweep(weights, shapes, tmp_path, capsys):
     assert [row['keep'] for row in rows] == [1, 0.5, None] and rows[2]['name'] == 'r34'
     assert rows[0]['keep_rate'] == 1 > rows[1]['keep_rate'] > 0
     assert rows[0]['gmacs'] == pytest.approx(rows[2]['gmacs'], rel=0.02) and rows[1]['gmacs'] < rows[0]['gmacs']
-    assert all(row['score'] >= 0 and row['latency_mean_ms'] > 0 for row in rows)
+    assert all(0 <= row['score'] <= 100 and row['latency_mean_ms'] > 0 for row in rows)
     assert {path.name for path in out.iterdir()} >= {'sweep.json', 'sweep.md', 'sweep.png'}
     assert 'keep 0.5' in capsys.readouterr().out
 
