@@ -262,6 +262,7 @@ def _train_distributed(rank, folder):
         others = [torch.empty_like(grads) for _ in range(2)]
         dist.all_gather(others, grads)
         assert torch.equal(*others)
+        dist.barrier()  # one that leaves first would keep the other waiting
     finally:
         dist.destroy_process_group()
 
