@@ -9,8 +9,7 @@ together; gates are computed and timed, and then overruled, so that random weigh
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +18,14 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.backbones import MobileNetV2, ResNet
 from mmengine.logging import MMLogger
-from rich.console import Console
 from torch import Tensor, nn
 
 from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, number
-from mmkerneldna.measure.environment import describe, environment
-from mmkerneldna.measure.latency import Timing, time_interleaved
-from mmkerneldna.measure.tables import Column, rich_table, write_json
+from mmkerneldna.measure.paired import Case, report_pairs
 from mmkerneldna.routing import decisions, keep_gates, set_keep, skip_blocks, sparse_blocks
 from mmkerneldna.routing.stages import GatedStage, run_all
-
-COLUMNS = (
-    Column('what', 'what'),
-    Column('case', 'case'),
-    Column('ms', 'ms', 2, doubt='disturbed'),
-    Column('baseline', 'compared with'),
-    Column('baseline_ms', 'its ms', 2, doubt='disturbed'),
-    Column('ratio', 'ratio', 3, doubt='disturbed'),
-    Column('target', 'at most', 2),
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: a call, what it is compared with, and the ratio to reach.
-
-    Attributes:
-        baseline (str): name of the other call.
-    """
-
-    what: str
-    case: str
-    call: Callable[[], Any]
-    baseline: str
-    baseline_call: Callable[[], Any]
-    target: float | None = None
 
 
 def smooth_mask(shape: tuple[int, int], keep: float, seed: int = 0) -> Tensor:
@@ -83,7 +53,7 @@ def mobilenet() -> nn.Module:
     return net
 
 
-def skip_cases(args) -> Iterator[Case]:
+def skip_cases() -> Iterator[Case]:
     """SkipBlocks against a static net of the blocks that ran, and against the net without gates."""
     images = torch.randn(1, 3, 512, 512)
     net: Any = skip_blocks(resnet50(), 0.5)
@@ -112,14 +82,14 @@ def skip_cases(args) -> Iterator[Case]:
     yield Case('SkipBlocks R50 512', 'all kept, gates asked', lambda: asked(images), 'no gates', lambda: static(images), 1.03)
 
 
-def sparse_cases(args) -> Iterator[Case]:
+def sparse_cases() -> Iterator[Case]:
     """SparseBlocks on a ResNet-50's first two stages against the same blocks dense."""
     net = deploy(sparse_blocks(resnet50(num_stages=2, out_indices=(0, 1), strides=(1, 2), dilations=(1, 1)), 0.5, 16))
     targets = {0.5: 0.85, 0.25: 0.55, 0.1: 0.35}
     yield from _sparse(net, 'SparseBlocks R50 stages 1-2, 512', (1, 8, 16, 32), targets)
 
 
-def mobilenet_cases(args) -> Iterator[Case]:
+def mobilenet_cases() -> Iterator[Case]:
     """SparseBlocks on MobileNetV2's stages 2 to 5 against the same blocks dense."""
     net = deploy(sparse_blocks(mobilenet(), 0.5, 16, stages=(1, 2, 3, 4)))
     yield from _sparse(net, 'SparseBlocks MobileNetV2 stages 2-5, 512', (1, 8, 16, 32), {0.5: 0.8, 0.25: 0.5})
@@ -195,43 +165,12 @@ def parse_args():
     return parser.parse_args()
 
 
-def measure(cases: list[Case], args) -> list[dict[str, Any]]:
-    """Rows of cases that take turns; calls without gradients."""
-    calls = {f'{case.what} {case.case}': _quietly(case.call) for case in cases}
-    others = {f'{case.what} | {case.baseline}': _quietly(case.baseline_call) for case in cases}
-    timings = time_interleaved({**calls, **others}, args.device, args.repeats, args.warmup)
-    rows = []
-    for case in cases:
-        mine, other = timings[f'{case.what} {case.case}'], timings[f'{case.what} | {case.baseline}']
-        row: dict[str, Any] = dict(what=case.what, case=case.case, baseline=case.baseline, target=case.target)
-        if isinstance(mine, Timing) and isinstance(other, Timing):
-            row.update(ms=mine.median, baseline_ms=other.median, ratio=mine.median / other.median)
-            row['disturbed'] = mine.disturbed or other.disturbed or None
-        else:
-            row['error'] = f'{mine} / {other}'
-        rows.append(row)
-    return rows
-
-
-def _quietly(call: Callable[[], Any]) -> Callable[[], Any]:
-    def run():
-        with torch.no_grad():
-            return call()
-
-    return run
-
-
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('benchmark_routing', log_level='ERROR')
-    console, facts = Console(width=150), environment(args.device)
     with one_line_errors():
-        rows = [row for name in args.rows for row in measure(list(ROWS[name](args)), args)]
-        console.print(f'{describe(facts)}, {args.repeats} rounds')
-        console.print(rich_table(rows, COLUMNS))
-        if args.json:
-            write_json(args.json, dict(environment=facts, rows=rows))
+        report_pairs((case for name in args.rows for case in ROWS[name]()), args, args.device)
 
 
 if __name__ == '__main__':

@@ -7,8 +7,7 @@ Batch 1, random weights and gates; the detector is deployed. A ratio above its t
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +18,13 @@ from mmdet.structures import DetDataSample
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from rich.console import Console
 from torch import Tensor, nn
 
 from mmkerneldna.deploy import deploy
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import number
-from mmkerneldna.measure.environment import describe, environment
-from mmkerneldna.measure.latency import Timing, time_interleaved
-from mmkerneldna.measure.tables import Column, rich_table, write_json
+from mmkerneldna.measure.paired import Case, report_pairs
 from mmkerneldna.routing import PositionFFN2d, PositionMoE2d, RoutingAttention2d
-
-COLUMNS = (
-    Column('what', 'what'),
-    Column('case', 'case'),
-    Column('ms', 'ms', 2, doubt='disturbed'),
-    Column('baseline', 'compared with'),
-    Column('baseline_ms', 'its ms', 2, doubt='disturbed'),
-    Column('ratio', 'ratio', 3, doubt='disturbed'),
-    Column('target', 'at most', 2),
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: a call, what it is compared with, and the ratio to reach."""
-
-    what: str
-    case: str
-    call: Callable[[], Any]
-    baseline: str
-    baseline_call: Callable[[], Any]
-    target: float | None = None
 
 
 def some_tiles(side: int, keep: float) -> Tensor:
@@ -204,30 +178,13 @@ def parse_args():
     return parser.parse_args()
 
 
-def measure(case: Case, args) -> dict[str, Any]:
-    """The row of a case: it and its baseline take turns."""
-    calls = {'mine': torch.no_grad()(case.call), 'other': torch.no_grad()(case.baseline_call)}
-    timings = time_interleaved(calls, 'cpu', args.repeats, args.warmup)
-    mine, other = timings['mine'], timings['other']
-    row: dict[str, Any] = dict(what=case.what, case=case.case, baseline=case.baseline, target=case.target)
-    if not (isinstance(mine, Timing) and isinstance(other, Timing)):
-        return dict(row, error=f'{mine} / {other}')
-    disturbed = mine.disturbed or other.disturbed or None
-    return dict(row, ms=mine.median, baseline_ms=other.median, ratio=mine.median / other.median, disturbed=disturbed)
-
-
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark_tokens', log_level='ERROR')
-    console, facts = Console(width=150), environment('cpu')
     with one_line_errors():
-        rows = [measure(case, args) for name in args.rows for case in ROWS[name]()]
-        console.print(f'{describe(facts)}, {args.repeats} rounds')
-        console.print(rich_table(rows, COLUMNS))
-        if args.json:
-            write_json(args.json, dict(environment=facts, rows=rows))
+        report_pairs((case for name in args.rows for case in ROWS[name]()), args)
 
 
 if __name__ == '__main__':

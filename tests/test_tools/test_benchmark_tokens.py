@@ -19,14 +19,6 @@ def test_full_attention_is_the_routed_layer_with_all_regions():
     torch.testing.assert_close(benchmark_tokens.FullAttention(layer)(x), layer(x))
 
 
-def test_writes_a_row_per_case():
-    x = torch.zeros(1)
-    case = benchmark_tokens.Case('layer', 'some', lambda: x + 1, 'all', lambda: x + 2, 1.0)
-    args = type('Args', (), dict(repeats=2, warmup=1))
-    row = benchmark_tokens.measure(case, args)
-    assert row['ratio'] == row['ms'] / row['baseline_ms'] and row['target'] == 1.0 and 'error' not in row
-
-
 def test_refuses(capsys):
     assert run_tool('benchmark_tokens.py', ['--rows', 'everything']) == 2
     assert 'invalid choice' in capsys.readouterr().err
