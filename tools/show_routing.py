@@ -17,7 +17,7 @@ from mmkerneldna import launch
 from mmkerneldna.anatomy import unwrap
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument
+from mmkerneldna.launch.arguments import add_device_argument, add_unsafe_argument, add_verbose_argument
 from mmkerneldna.launch.inference import Predictor, find_sources, output_names
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.routing_pictures import MapSizes, block_figure, last_decisions, paint_masks, short_name
@@ -32,7 +32,7 @@ def parse_args():
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='pictures, and folders of pictures')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='where pictures and routing.json go')
     parser.add_argument('--keep', type=float, help='the part to compute, in (0, 1], set on these images')
-    parser.add_argument('--unsafe-checkpoint', action='store_true', help='read a file that holds more than weights')
+    add_unsafe_argument(parser)
     add_device_argument(parser)
     add_verbose_argument(parser)
     return parser.parse_args()

@@ -24,7 +24,13 @@ from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.deploy import deploy
 from mmkerneldna.derive.images import DatasetImages
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_cfg_options_argument, add_device_argument, add_verbose_argument, number
+from mmkerneldna.launch.arguments import (
+    add_cfg_options_argument,
+    add_device_argument,
+    add_unsafe_argument,
+    add_verbose_argument,
+    number,
+)
 from mmkerneldna.launch.coco_scores import use_fast_coco_scores
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.measure.environment import describe, environment
@@ -57,11 +63,7 @@ def parse_args():
     parser.add_argument('--repeats', type=number(1), default=5, help='timed rounds')
     parser.add_argument('--no-deploy', action='store_true', help='time the models as they were trained, not deployed')
     parser.add_argument('--threads', type=number(1), help='CPU threads of torch')
-    parser.add_argument(
-        '--unsafe-checkpoint',
-        action='store_true',
-        help='read a file that holds more than weights; that can run code: only for files you trust',
-    )
+    add_unsafe_argument(parser)
     add_cfg_options_argument(parser, 'all configs')
     add_device_argument(parser)
     add_verbose_argument(parser)

@@ -189,6 +189,34 @@ TOOL_CASES = [
     (['make_shapes.py', '--data-root', '{place}/notes.txt'], r'notes\.txt .*no dataset\.json'),
     (['make_shapes.py', '--data-root', '{place}'], r'holds no generated shapes set'),
     (['make_shapes.py', '--data-root', '{place}/spoilt_shapes'], r'spoilt_shapes is damaged: dataset\.json'),
+    (['make_shapes.py', '--data-root', '{tmp}/shapes', '--scale', '0'], r'shapes of scale 0\.0: it must lie in \(0, 1\]'),
+    # what depends on the input, and files in the place of models
+    (['benchmark_routing.py', '--rows', 'nothing'], r"invalid choice: 'nothing'"),
+    (['benchmark_routing.py', '--repeats', '0'], r"argument --repeats: '0' is not"),
+    (['benchmark_tokens.py', '--rows', 'nothing'], r"invalid choice: 'nothing'"),
+    (['benchmark_tokens.py', '--threads', '0'], r"argument --threads: '0' is not"),
+    (['formats.py', '{det}', '{place}/nowhere.pth', '--out-dir', '{tmp}/out'], r'nowhere\.pth does not exist'),
+    (['formats.py', '{det}', CHECKPOINT, '--formats', 'tensorrt'], r"invalid choice: 'tensorrt'"),
+    (['formats.py', '{det}', CHECKPOINT, '--calib', '0'], r"argument --calib: '0' is not"),
+    (['formats.py', '{place}/notes.txt', CHECKPOINT, '--out-dir', '{tmp}/out'], r'notes\.txt cannot be read'),
+    (['sweep.py', '{place}/notes.txt', CHECKPOINT, '--out', '{tmp}/out'], r'notes\.txt cannot be read'),
+    (['sweep.py', '{det}', CHECKPOINT, '--keep', '1.5', '--out', '{tmp}/out'], r'keep=1\.5 must lie in \(0, 1\]'),
+    (
+        ['show_routing.py', '{place}/notes.txt', CHECKPOINT, '{shapes}/images/validation', '--out', '{tmp}/out'],
+        r'notes\.txt cannot be read',
+    ),
+    (
+        ['show_routing.py', '{det}', '{place}/other.pth', '{shapes}/images/validation', '--keep', '0.5', '--out', '{tmp}/out'],
+        r'does not fit FasterRCNN',
+    ),
+    (
+        ['show_trees.py', '{place}/notes.txt', CHECKPOINT, '{shapes}/images/validation', '--out', '{tmp}/out'],
+        r'notes\.txt cannot be read',
+    ),
+    (
+        ['show_trees.py', '{det}', '{place}/empty.pth', '{shapes}/images/validation', '--out', '{tmp}/out'],
+        r'empty\.pth is cut short',
+    ),
     (['doctor.py', '--nonsense'], r'unrecognized arguments: --nonsense'),
     (['demo.py', '--nonsense'], r'unrecognized arguments: --nonsense'),
 ]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 from tiny_runs import DETECTOR, SEGMENTER, run_tool, train_argv
@@ -16,7 +17,11 @@ TINY = ShapesSpec(train_images=3, val_images=2, min_side=96, max_side=110)
 def few_images(monkeypatch):
     """The tool takes the default set, which is drawn much smaller here."""
     generate = datasets.generate_shapes
-    monkeypatch.setattr(datasets, 'generate_shapes', lambda root, track: generate(root, TINY, track))
+
+    def tiny(root, spec, track):
+        generate(root, replace(TINY, scale=spec.scale), track)
+
+    monkeypatch.setattr(datasets, 'generate_shapes', tiny)
 
 
 def test_writes_the_set_once_and_says_what_is_in_it(tmp_path, capfd):
