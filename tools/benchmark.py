@@ -30,8 +30,10 @@ from pathlib import Path
 
 import _before_imports  # noqa: F401  (before torch)
 import torch
+from mmengine.logging import MMLogger
 
 from mmkerneldna import launch
+from mmkerneldna._quiet import is_verbose
 from mmkerneldna.anatomy import has_proposals, is_exported
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.exported_model import ExportedModel, is_exported_name
@@ -247,6 +249,8 @@ def write_files(args, facts, rows, columns) -> None:
 def main():
     args = parse_args()
     console = wide_console()
+    # What is built is said by the table; --verbose lists who borrows from whom.
+    MMLogger.get_instance('benchmark', log_level='INFO' if is_verbose() else 'WARNING')
     with one_line_errors():
         for keep in args.keep or ():
             check_keep(keep)

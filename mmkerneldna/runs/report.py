@@ -34,6 +34,12 @@ TAIL_COLUMNS = (
 IN_FILES_ONLY = {
     'model',
     'box_ap50',
+    'box_ap_best',
+    'box_ap_last',
+    'mask_ap_best',
+    'mask_ap_last',
+    'miou_best',
+    'miou_last',
     'macc',
     'aacc',
     'latency_p90_ms',
