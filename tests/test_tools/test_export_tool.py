@@ -107,7 +107,8 @@ def test_model_file_returns_the_logits_of_the_image(trained, file_format, tmp_pa
     )
 
 
-def test_a_whole_segmenter_and_the_report_beside_it(trained, tmp_path, capfd):
+def test_a_whole_segmenter_and_the_report_beside_it(trained, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no data of the config here, so it is checked on generated images
     folder = trained[0]
     path = tmp_path / 'whole.onnx'
     assert export(folder, '--format', 'onnx', '--end2end', '--dynamic', 'none', '--out', path) == 0
