@@ -18,7 +18,7 @@ from mmkerneldna.anatomy import unwrap
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_unsafe_argument, add_verbose_argument
-from mmkerneldna.launch.inference import Predictor, find_sources, output_names
+from mmkerneldna.launch.inference import Predictor, find_pictures, output_names
 from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.routing_pictures import MapSizes, block_figure, last_decisions, paint_masks, short_name
 from mmkerneldna.measure.tables import write_json
@@ -53,9 +53,7 @@ def inputs_of(predictor, frames):
 def main():
     args = parse_args()
     with one_line_errors():
-        sources = [source for source in find_sources(args.images) if not source.video]
-        if not sources:
-            raise UsageError('show_routing takes pictures; there is none among the inputs')
+        sources = find_pictures(args.images, 'show_routing')
         install_safe_loading(args.unsafe_checkpoint)
         launch.make_folder(args.out / 'masks', '--out')
         with quiet_output():

@@ -18,7 +18,7 @@ from mmkerneldna.anatomy import unwrap
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.errors import UsageError, one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_unsafe_argument, add_verbose_argument
-from mmkerneldna.launch.inference import Predictor, find_sources, output_names
+from mmkerneldna.launch.inference import Predictor, find_pictures, output_names
 from mmkerneldna.launch.leaf_pictures import paint_leaves
 from mmkerneldna.launch.panels import side_by_side
 from mmkerneldna.launch.quiet import quiet_output
@@ -67,9 +67,7 @@ def picture_of(frame, last, sizes):
 def main():
     args = parse_args()
     with one_line_errors():
-        sources = [source for source in find_sources(args.images) if not source.video]
-        if not sources:
-            raise UsageError('show_trees takes pictures; there is none among the inputs')
+        sources = find_pictures(args.images, 'show_trees')
         install_safe_loading(args.unsafe_checkpoint)
         launch.make_folder(args.out / 'leaves', '--out')
         with quiet_output():

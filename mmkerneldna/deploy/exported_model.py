@@ -64,8 +64,7 @@ class ExportedModel(BaseModel):
         super().__init__()
         self.runner = FileRunner(file, threads or torch.get_num_threads())
         self.meta = self.runner.meta
-        if self.meta.task == 'raw':
-            raise FileError(f'{file} holds raw outputs of a part of a model: export the whole model by --end2end to test it')
+        self.meta.check_whole(file)
         self.task = 'segmentation' if self.meta.task == 'segmentation' else 'detection'
         self.file_mb = file_megabytes(file)
         self._original, self._scope = original, scope

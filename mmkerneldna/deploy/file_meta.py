@@ -56,6 +56,15 @@ class FileMeta:
     mask_threshold: float | None = None
     version: int = VERSION
 
+    def check_whole(self, path: str | Path) -> None:
+        """Refuse the file of a part of a model, whose outputs are no predictions.
+
+        Raises:
+            FileError: names the file and how a whole model is exported.
+        """
+        if self.task == 'raw':
+            raise FileError(f'{path} holds raw outputs of a part of a model: export the whole model by --end2end to test it')
+
     def check_images(self, shape: tuple[int, ...], dtype: str) -> None:
         """Refuse images the file was not made for.
 

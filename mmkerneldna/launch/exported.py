@@ -42,8 +42,7 @@ def check_fits(cfg: Config, meta: FileMeta, path: str | Path) -> None:
         FileError: names both.
     """
     wanted = task_of_config(cfg)
-    if meta.task == 'raw':
-        raise FileError(f'{path} holds raw outputs of a part of a model: export the whole model by --end2end to test it')
+    meta.check_whole(path)
     if wanted not in _SERVES[meta.task]:
         raise FileError(f'{path} is a file for {meta.task} (config {meta.config or "unknown"}), the config is for {wanted}')
     classes = test_classes(cfg)

@@ -180,6 +180,18 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
     return sources
 
 
+def find_pictures(paths: Sequence[str], tool: str) -> list[Source]:
+    """:func:`find_sources` without the videos, for a tool that takes none.
+
+    Raises:
+        UsageError: as :func:`find_sources`, and if no picture is left.
+    """
+    pictures = [source for source in find_sources(paths) if not source.video]
+    if not pictures:
+        raise UsageError(f'{tool} takes pictures; there is none among the inputs')
+    return pictures
+
+
 def _sources_at(path: Path) -> list[Source]:
     if path.is_dir():
         found = sorted(item for item in path.iterdir() if item.suffix.lower() in (*IMAGES, *VIDEOS))
