@@ -32,8 +32,8 @@ SMALL = {
 }
 
 
-def train_argv(config, data, work_dir, *flags, options=()):
-    """Arguments of tools/train.py for a small, seeded run."""
+def train_argv(config, data, work_dir, *flags, options=(), like=None):
+    """Arguments of tools/train.py for a small, seeded run; of a config that is based on ``like``, one of SMALL."""
     return [
         str(ROOT / config),
         '--work-dir',
@@ -44,7 +44,7 @@ def train_argv(config, data, work_dir, *flags, options=()):
         *map(str, flags),
         '--cfg-options',
         f'data_root={data}',
-        *SMALL[config],
+        *SMALL[like or config],
         *options,
     ]
 
