@@ -60,11 +60,13 @@ class Training:
         y = self.net(images)
         return dict(loss_task=y[0].square().mean() if isinstance(y, tuple) else y.square().mean())
 
-    def run(self, start, stop):
+    def run(self, start):
+        """From a step to the end; yields before each step."""
         hook = RoutingLossHook()
         runner = SimpleNamespace(model=self.net, iter=start, max_iters=STEPS)
         hook.before_train(runner)
-        for runner.iter in range(start, stop):
+        for runner.iter in range(start, STEPS):
+            yield runner.iter
             seed_all(3, 0, runner.iter)
             hook.before_train_iter(runner, runner.iter)
             self.optimizer.zero_grad()
@@ -87,13 +89,11 @@ def annealed(net):
 @pytest.mark.parametrize('kind', NETS)
 def test_stopped_and_resumed(kind):
     whole, resumed = Training(kind, 0), Training(kind, 1)
-    whole.run(0, STOP)  # targets and leaves are between their ends
-    stopped = whole.state()
-    resumed.restore(stopped)
-    for training in (whole, resumed):
-        training.run(STOP, STEPS)
+    states = [whole.state() for _ in whole.run(0)]
+    resumed.restore(states[STOP])  # targets and leaves are between their ends
+    list(resumed.run(STOP))
     ends = [training.state()[0] for training in (whole, resumed)]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
     assert annealed(whole.net) == annealed(resumed.net)
     running = [key for key in ends[0] if key.rpartition('.')[2] in ('rate', 'share')]
-    assert running and any(not torch.equal(stopped[0][key], ends[0][key]) for key in running)
+    assert running and any(not torch.equal(states[STOP][0][key], ends[0][key]) for key in running)

@@ -8,7 +8,6 @@ from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_process, run_tool, train_ar
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
-
 # A narrow net with blocks behind gates, a tree over images, one over positions, and experts: all anneal or keep running rates.
 GATES = """
 _base_ = {base!r}
