@@ -34,7 +34,14 @@ from mmkerneldna.deploy.file_meta import read_meta
 from mmkerneldna.deploy.quantise import FEWEST_IMAGES
 from mmkerneldna.deploy.writers import DYNAMIC, SUFFIXES
 from mmkerneldna.errors import UsageError, one_line_errors
-from mmkerneldna.launch.arguments import add_cfg_options_argument, add_unsafe_argument, add_verbose_argument, image_size, number
+from mmkerneldna.launch.arguments import (
+    add_cfg_options_argument,
+    add_shared_argument,
+    add_unsafe_argument,
+    add_verbose_argument,
+    image_size,
+    number,
+)
 from mmkerneldna.launch.calibration import DEFAULT_COUNT
 from mmkerneldna.launch.int8 import quantise_file
 from mmkerneldna.launch.quiet import quiet_output
@@ -65,6 +72,7 @@ def parse_args():
         '--max-drop', type=number(0, whole=False), metavar='POINTS', help='largest loss of --int8: layers that hurt stay float'
     )
     parser.add_argument('--out', type=Path, help='file (default: beside the checkpoint)')
+    add_shared_argument(parser)
     add_unsafe_argument(parser)
     add_cfg_options_argument(parser)
     add_verbose_argument(parser)
@@ -81,6 +89,8 @@ def parse_args():
         raise UsageError(f'--dtype {args.dtype} is for --end2end --format openvino; --format {args.format} computes in fp32')
     if args.int8 and args.dtype != 'fp32':
         raise UsageError(f'--int8 and --dtype {args.dtype}: what --int8 leaves in float stays fp32, leave one out')
+    if args.int8 and args.shared:
+        raise UsageError('--int8 and --shared: every convolution gets a quantised kernel of its own, leave one out')
     if args.images and not args.end2end:
         raise UsageError('--images are for the check of --end2end: add it, or leave them out')
     return args
@@ -112,7 +122,9 @@ def write_whole(cfg, checkpoint, model, path, args, console):
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, path.name) if args.int8 else path
         names = class_names(cfg, checkpoint)
-        wanted = EndToEnd(first, args.format, args.size, args.dynamic, Path(args.config).stem, names, images, args.dtype)
+        wanted = EndToEnd(
+            first, args.format, args.size, args.dynamic, Path(args.config).stem, names, images, args.dtype, args.shared
+        )
         meta, agreement = export_whole(model, wanted)
         report = write_int8(cfg, first, path, args) if args.int8 else None
     facts = dict(file=path.name, meta=vars(read_meta(path)), check=agreement.facts())
@@ -131,7 +143,7 @@ def write_int8(cfg, path, out, args):
 
 def write_part(cfg, model, path, args, console):
     """Write and check a part of the model."""
-    facts = export(lean_copy(model), path, args.format, args.scope or 'backbone', args.size, args.dynamic)
+    facts = export(lean_copy(model, shared=args.shared), path, args.format, args.scope or 'backbone', args.size, args.dynamic)
     preprocessor = cfg.model.get('data_preprocessor') or {}
     facts['preprocess'] = {key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'pad_size_divisor')}
     checked = facts.pop('checked')

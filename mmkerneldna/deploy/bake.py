@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layers import ChildConv2d, InputGate
 from ..modules import slots
 from .gate_scale import gate_scale
+from .scaled_conv import ScaledConv2d, lent_kernels
 
 
 class FoldedGate(nn.Module):
@@ -57,12 +58,12 @@ class ScaledByGate(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """What is left of a child: a plain convolution with a kernel of its own behind an input gate."""
+    """What is left of a child: a convolution without a gate behind an input gate."""
 
-    def __init__(self, child: ChildConv2d) -> None:
+    def __init__(self, gate: InputGate, conv: nn.Module) -> None:
         super().__init__()
-        self.gate = ScaledByGate(child.gate)
-        self.conv = child.to_plain()
+        self.gate = ScaledByGate(gate)
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -70,13 +71,13 @@ class GatedConv(nn.Module):
 
 
 def bake_children(module: nn.Module) -> int:
-    """Replace every ``ChildConv2d`` below ``module`` by a :class:`GatedConv`.
+    """Replace every ``ChildConv2d`` below ``module`` by a :class:`GatedConv` with a kernel of its own.
 
     Returns:
         int: convs baked.
     """
     children = [(owner, name, child) for owner, name, child in slots(module) if isinstance(child, ChildConv2d)]
-    baked = {id(child): GatedConv(child) for _, _, child in children}
+    baked = {id(child): GatedConv(child.gate, child.to_plain()) for _, _, child in children}
     for owner, name, child in children:
         setattr(owner, name, baked[id(child)])
     return len(baked)
@@ -86,18 +87,18 @@ def unshare_convs(module: nn.Module) -> int:
     """Give every place that holds the same convolution a copy of its own, so that each can take its own norm.
 
     Heads with separate norms per level and shared convs (RetinaSepBN, RTMDet) hang one conv into several blocks; a baked
-    child is copied with its gate.
+    child is copied with its gate. A kernel that stays shared is not copied.
 
     Returns:
         int: copies made.
     """
-    convs = [slot for slot in slots(module) if isinstance(slot[2], (GatedConv, nn.modules.conv._ConvNd))]
+    convs = [slot for slot in slots(module) if isinstance(slot[2], (GatedConv, ScaledConv2d, nn.modules.conv._ConvNd))]
     seen: Counter = Counter()
     copies = 0
     for owner, name, conv in convs:
         seen[id(conv)] += 1
         if seen[id(conv)] > 1:
-            setattr(owner, name, deepcopy(conv))
+            setattr(owner, name, deepcopy(conv, lent_kernels(conv)))
             copies += 1
     return copies
 

@@ -24,6 +24,7 @@ from .fuse import fuse_steps
 from .packed import pack_convs
 from .probe import Probe, device_of, make_probe
 from .roi_align import replace_roi_aligns
+from .shared import keep_shared, settle_kernels
 
 #: Largest deviation from the original, relative to the largest feature, that deploying may leave in fp32. Folding rounds
 #: weights once (some 1e-6 in a deep net); folding a norm into the wrong conv is off by 1e-2 and more.
@@ -39,7 +40,9 @@ class DeployReport:
     """What :func:`deploy` did, as the ``deploy_report`` of the copy.
 
     Attributes:
-        convs_baked (int): children turned into plain convs.
+        convs_baked (int): children turned into plain convs with a kernel of their own.
+        convs_shared (int): children that keep their parent's kernel (``shared=True``).
+        not_shared (dict): path of a child that was to and does not -> reason.
         convs_unshared (int): copies made of convs that hung in several places.
         norms_folded (int): BatchNorms folded into a conv.
         norms_left (dict): path of a BatchNorm that stays -> reason.
@@ -51,6 +54,8 @@ class DeployReport:
     """
 
     convs_baked: int = 0
+    convs_shared: int = 0
+    not_shared: dict[str, str] = field(default_factory=dict)
     convs_unshared: int = 0
     norms_folded: int = 0
     norms_left: dict[str, str] = field(default_factory=dict)
@@ -62,12 +67,14 @@ class DeployReport:
     backends: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        shared = f', {self.convs_shared} keep the kernel of another' if self.convs_shared or self.not_shared else ''
         lines = [
-            f'deployed: {self.convs_baked} convs baked, {self.norms_folded} BNs folded, parameters '
+            f'deployed: {self.convs_baked} convs baked{shared}, {self.norms_folded} BNs folded, parameters '
             f'{self.params_before:,} (unique) -> {self.params_after:,} (deployed), features off by '
             f'{self.deviation:.1e} of the largest'
         ]
         lines += [f'left as it is: {path}, {reason}' for path, reason in {**self.norms_left, **self.others_left}.items()]
+        lines += [f'has a kernel of its own: {path}, {reason}' for path, reason in self.not_shared.items()]
         return '\n'.join(lines)
 
 
@@ -79,6 +86,7 @@ def deploy(
     gate: str = 'torch',
     probe: Probe = None,
     backend: str = 'torch',
+    shared: bool = False,
 ) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
@@ -99,6 +107,9 @@ def deploy(
         probe: input or function that reaches all parts; see :func:`.probe.make_probe`. Defaults to random images.
         backend: on a CPU ``'onnxruntime'`` or ``'openvino'`` to run backbone, neck and dense heads there, ``'auto'`` for what
             is the fastest here, by measurement at each input size (see :mod:`.backends`).
+        shared: children without spatial scale and residual keep their parent's kernel at run time, instead of one of their own
+            (see :mod:`.shared`); the report says how many do, and why others don't. Runtimes other than torch give each
+            convolution a kernel of its own when they load it.
 
     Returns:
         nn.Module: of the model's class, with a ``deploy_report``.
@@ -118,7 +129,7 @@ def deploy(
     check_backend(backend, device, dtype)
     if backend != 'torch' and (compile or cuda_graph):
         raise BackendError(f"backend={backend!r} compiles by itself: leave compile out, or use backend='torch'")
-    copy = lean_copy(inner, gate, probe)
+    copy = lean_copy(inner, gate, probe, shared)
     to = dtype or next(inner.parameters()).dtype
     twin = plain_twin(copy, own_weights=to != torch.float32) if backend != 'torch' else None
     if device.type == 'cpu' and pack_convs(copy) and not compile:  # a compiler fuses by itself
@@ -142,7 +153,7 @@ def _fuse(copy: nn.Module, run: Callable) -> None:
     )
 
 
-def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.Module:
+def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None, shared: bool = False) -> nn.Module:
     """The part of :func:`deploy` that changes layers: a checked copy in fp32, channels_last, without gradients.
 
     Raises:
@@ -155,7 +166,7 @@ def lean_copy(model: nn.Module, gate: str = 'torch', probe: Probe = None) -> nn.
     run = make_probe(copy, probe)
     with torch.no_grad(), keep_all(copy):  # what a gate would leave out must be reached too
         expected = run(copy)
-        _bake_and_fold(copy, report, run, gate)
+        _bake_and_fold(copy, report, run, gate, shared)
         _to_channels_last(copy.requires_grad_(False))
         report.deviation = largest_deviation(run(copy), expected)
     _check_deviation(model, report.deviation)
@@ -221,11 +232,14 @@ def _to_channels_last(module: nn.Module) -> None:
             to_memory_format(conv, torch.contiguous_format)
 
 
-def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: str) -> None:
+def _bake_and_fold(copy: nn.Module, report: DeployReport, run: Callable, gate: str, shared: bool) -> None:
+    if shared:
+        report.convs_shared, report.not_shared = keep_shared(copy)
     report.convs_baked = bake_children(copy)
     report.convs_unshared = unshare_convs(copy)
     folding = fold_batch_norms(copy, lambda: run(copy))
     report.norms_folded, report.norms_left = folding.folded, folding.left
+    settle_kernels(copy)
     lean_gates(copy, gate == 'triton')
     guard_mmcv_ops(copy)
     report.others_left = _run_time_kernels(copy)

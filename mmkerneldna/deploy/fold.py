@@ -1,5 +1,7 @@
 """Fold BatchNorm into the convolution that feeds it, wherever a run of the net shows that this is exact.
 
+Into its kernel and bias, or into the factors behind a kernel that is shared (:mod:`.scaled_conv`).
+
 Which norm follows which conv can't be read off the module tree: mmdet registers the norms of a block before its convs, a
 head runs one conv on five levels, blocks share convs. So one forward pass is watched instead. A conv and a norm belong
 together if every output of the conv went into that norm and into nothing else, and the norm saw nothing but such outputs.
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..modules import is_plain_conv, replace, running_stats
+from .scaled_conv import ScaledConv2d
 
 
 @dataclass
@@ -39,7 +42,7 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], object]) -> FoldReport
     """
     names = {m: name for name, m in module.named_modules()}
     norms = [m for m in names if isinstance(m, _BatchNorm)]
-    watch = _Watch([m for m in names if isinstance(m, nn.modules.conv._ConvNd)], norms)
+    watch = _Watch([m for m in names if isinstance(m, (nn.modules.conv._ConvNd, ScaledConv2d))], norms)
     with torch.no_grad(), watch:
         run()
     report = FoldReport()
@@ -65,7 +68,7 @@ class _Watch(TorchDispatchMode):
         self._taken: dict[int, nn.Module] = {}  # id of a conv output -> the norm that took it
         self._reads: Counter = Counter()
         self._calls: Counter = Counter()
-        self._weights = {id(conv.weight): conv for conv in convs if isinstance(conv.weight, nn.Parameter)}
+        self._weights = {id(conv.weight) for conv in convs if isinstance(getattr(conv, 'weight', None), nn.Parameter)}
         self._hooks = [conv.register_forward_hook(self._after_conv) for conv in convs]
         self._hooks += [norm.register_forward_pre_hook(self._before_norm) for norm in norms]
 
@@ -103,10 +106,11 @@ class _Watch(TorchDispatchMode):
         return next(filter(None, (self._conv_obstacle(conv, norm) for conv in self.feeders[norm])), '')
 
     def _conv_obstacle(self, conv: nn.Module, norm: nn.Module) -> str:
-        if not (is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding) or conv._forward_pre_hooks:
-            return f'follows a {type(conv).__name__}, which computes its own kernel'
-        if self._reads[id(conv.weight)] != self._calls[conv]:
-            return 'the kernel of its convolution is used elsewhere as well'
+        if not isinstance(conv, ScaledConv2d):  # which leaves its kernel alone
+            if not (is_plain_conv(conv) or type(conv) is Conv2dAdaptivePadding) or conv._forward_pre_hooks:
+                return f'follows a {type(conv).__name__}, which computes its own kernel'
+            if self._reads[id(conv.weight)] != self._calls[conv]:
+                return 'the kernel of its convolution is used elsewhere as well'
         for key, (owner, _) in self._outputs.items():
             if owner is conv and (self._taken.get(key) is not norm or self._reads[key] != 1):
                 return 'the output of its convolution is used elsewhere as well'
@@ -124,6 +128,9 @@ def _fold(norm: _BatchNorm, convs: set[nn.Module]) -> None:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     for conv in convs:
+        if isinstance(conv, ScaledConv2d):
+            conv.then(factor, shift)
+            continue
         bias = shift if conv.bias is None else shift + conv.bias.double() * factor
         dtype = conv.weight.dtype
         conv.weight = nn.Parameter((conv.weight.double() * factor.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)

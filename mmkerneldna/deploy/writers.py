@@ -17,6 +17,7 @@ from ..torch_internals import write_aot_package
 from .blame import layer_that_calls, missing_operator
 from .export_error import ExportError
 from .runtimes import require
+from .scaled_conv import ScaledConv2d
 from .traceable import traceable_resize
 
 DYNAMIC = ('both', 'batch', 'none')
@@ -111,7 +112,10 @@ def _write_openvino(part, example, path, dynamic, names, multiple) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         middle = Path(folder) / 'model.onnx'
         _write_onnx(part, example, middle, dynamic, names, multiple)
-        openvino.save_model(openvino.convert_model(str(middle)), str(path), compress_to_fp16=False)
+        # converting multiplies factors into kernels, and so makes a kernel of each use of a shared one; reading does not
+        shared = any(isinstance(m, ScaledConv2d) for m in part.modules())
+        model = openvino.Core().read_model(str(middle)) if shared else openvino.convert_model(str(middle))
+        openvino.save_model(model, str(path), compress_to_fp16=False)
     return {}
 
 

@@ -15,11 +15,13 @@ class DeployHook(Hook):
     """Deploys the model once its checkpoint is loaded, so that a test scores and times what would be shipped.
 
     Args:
-        compile, cuda_graph, backend: as in :func:`mmkerneldna.deploy.deploy`.
+        compile, cuda_graph, backend, shared: as in :func:`mmkerneldna.deploy.deploy`.
     """
 
-    def __init__(self, compile: bool | str = False, cuda_graph: bool | int = False, backend: str = 'torch') -> None:
-        self.options: dict[str, Any] = dict(compile=compile, cuda_graph=cuda_graph, backend=backend)
+    def __init__(
+        self, compile: bool | str = False, cuda_graph: bool | int = False, backend: str = 'torch', shared: bool = False
+    ) -> None:
+        self.options: dict[str, Any] = dict(compile=compile, cuda_graph=cuda_graph, backend=backend, shared=shared)
 
     def before_test(self, runner: Runner) -> None:
         """Replace the runner's model."""

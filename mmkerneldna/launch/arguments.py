@@ -53,7 +53,7 @@ def add_device_argument(parser: argparse.ArgumentParser, **kwargs) -> None:
 
 
 def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--deploy --compile --cuda-graph --backend``; ``what`` completes the help of the first one."""
+    """``--deploy --compile --cuda-graph --backend --shared``; ``what`` completes the help of the first one."""
     parser.add_argument('--deploy', action='store_true', help=f'{what} the deployed model: children baked, norms folded')
     parser.add_argument(
         '--compile',
@@ -69,6 +69,16 @@ def add_deploy_arguments(parser: argparse.ArgumentParser, what: str) -> None:
         choices=BACKENDS,
         default='torch',
         help='with --deploy: what computes backbone, neck and dense heads on a CPU; auto measures and takes the fastest',
+    )
+    add_shared_argument(parser, 'with --deploy: ')
+
+
+def add_shared_argument(parser: argparse.ArgumentParser, when: str = '') -> None:
+    """``--shared``; ``when`` begins its help."""
+    parser.add_argument(
+        '--shared',
+        action='store_true',
+        help=f'{when}children without spatial scale and residual keep the kernel of their parent instead of a copy',
     )
 
 
@@ -121,14 +131,19 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def deploy_options(args: argparse.Namespace) -> dict | None:
-    """``compile``, ``cuda_graph`` and ``backend`` for :func:`mmkerneldna.deploy.deploy`, or None without ``--deploy``.
+    """``compile``, ``cuda_graph``, ``backend`` and ``shared`` for :func:`mmkerneldna.deploy.deploy`; None without ``--deploy``.
 
     Raises:
         UsageError: one of them without ``--deploy``: it would change nothing.
     """
     if args.deploy:
-        return dict(compile=args.compile, cuda_graph=args.cuda_graph, backend=args.backend)
-    given_flags = (('--compile', args.compile), ('--cuda-graph', args.cuda_graph), ('--backend', args.backend != 'torch'))
+        return dict(compile=args.compile, cuda_graph=args.cuda_graph, backend=args.backend, shared=args.shared)
+    given_flags = (
+        ('--compile', args.compile),
+        ('--cuda-graph', args.cuda_graph),
+        ('--backend', args.backend != 'torch'),
+        ('--shared', args.shared),
+    )
     for flag, given in given_flags:
         if given:
             raise UsageError(f'{flag} is an option of the deployed model: add --deploy, or leave it out')

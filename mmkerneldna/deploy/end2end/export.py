@@ -39,6 +39,7 @@ class EndToEnd:
         classes (list): their names, in the order of the labels.
         images (sequence): (3, H, W) uint8 BGR, to check with; generated ones if there are none.
         dtype (str): ``'fp32'``; ``'bf16'`` or ``'fp16'`` for OpenVINO.
+        shared (bool): the file holds shared kernels once, see :func:`mmkerneldna.deploy.deploy`.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class EndToEnd:
     classes: list[str] = field(default_factory=list)
     images: Sequence[np.ndarray] = ()
     dtype: str = 'fp32'
+    shared: bool = False
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -86,7 +88,7 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
             there is no file.
     """
     check_precision(wanted.dtype)
-    whole = whole_model(model, wanted.file_format)
+    whole = whole_model(model, wanted.file_format, wanted.shared)
     images = wanted.images or generated_images(wanted.size)
     multiple = side_multiple(model, images[0]) if wanted.dynamic == 'both' else 1
     meta = _meta(whole, wanted, multiple)
@@ -99,7 +101,7 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
     return read_meta(wanted.path), agreement
 
 
-def whole_model(model: nn.Module, file_format: str) -> nn.Module:
+def whole_model(model: nn.Module, file_format: str, shared: bool = False) -> nn.Module:
     """The traceable form of a deployed copy.
 
     Raises:
@@ -108,10 +110,10 @@ def whole_model(model: nn.Module, file_format: str) -> nn.Module:
     if not is_whole(model):
         raise ExportError(f'{type(model).__name__} is neither a detector nor a segmenter: try --scope backbone')
     if task_of(model) == 'segmentation':
-        return with_matrix_pools(WholeSegmenter(lean_copy(model))).eval()
+        return with_matrix_pools(WholeSegmenter(lean_copy(model, shared=shared))).eval()
     register_symbolics(OPSET)
     operators = PlainOperators if file_format == 'pt2' else OnnxOperators
-    return with_matrix_pools(WholeDetector(lean_copy(model), operators)).eval()
+    return with_matrix_pools(WholeDetector(lean_copy(model, shared=shared), operators)).eval()
 
 
 def _meta(whole, wanted: EndToEnd, multiple: int) -> FileMeta:
