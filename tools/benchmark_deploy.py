@@ -2,7 +2,9 @@
 
     python tools/benchmark_deploy.py backbone --depth 50 18 --size 224 512
     python tools/benchmark_deploy.py train --depth 50 --batch 2 --size 224
+    python tools/benchmark_deploy.py backbone --depth 50 --size 224 512 --backends torch onnxruntime openvino auto
     python tools/benchmark_deploy.py parts --model faster --size 320x544
+    python tools/benchmark_deploy.py shared --size 224
 
 Every row is a ratio to a named baseline in one process: calls take turns, and a ratio is the median over rounds of the ratio
 within a round, so that a machine that is slow for a while is slow for both. --clock cpu counts the process's own CPU time
@@ -10,14 +12,20 @@ instead (use it with --threads 1 on a machine that others use as well).
 
 Weights are random. So that Faster R-CNNs do equal work end to end, the values of two head outputs are replaced by the same
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
+
+shared is a ResNet-18 whose children, without spatial scales, leave half of the parameters: deploy(shared=True) and without.
 """
 
 import argparse
+import io
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import _before_imports  # noqa: F401  (before torch)
 import numpy as np
 import torch
+from mmdet.models.backbones import ResNet
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
@@ -28,17 +36,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
+from mmkerneldna.deploy.backends import BACKENDS
+from mmkerneldna.deploy.packed import packed_weight_bytes
 from mmkerneldna.deploy.probe import run_parts
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, image_size, number
 from mmkerneldna.measure.clock import Sample, disturbance
 from mmkerneldna.measure.environment import describe, environment
 from mmkerneldna.measure.latency import Failure, interleaved_samples
+from mmkerneldna.measure.memory import weight_bytes
 from mmkerneldna.measure.tables import DOUBT, DOUBT_MEANING
 from mmkerneldna.measure.workload import Workload, inference_call, train_call
+from mmkerneldna.sharing import share_kernels
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
+#: child -> parent, in a ResNet-18 of the usual depth: 11.2 -> 5.6 M parameters
+HALF = {f'layer{s}.{child}': f'layer{s}.1.conv2' for s in (3, 4) for child in ('0.conv2', '1.conv1')}
 PARTS = dict(
     faster=(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -53,13 +67,14 @@ PARTS = dict(
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['backbone', 'train', 'parts'])
+    parser.add_argument('what', choices=['backbone', 'train', 'parts', 'shared'])
     parser.add_argument('--depth', type=int, nargs='+', default=[50, 18])
     parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
     parser.add_argument('--proposals', type=number(1), default=1000, help='per image, of Faster R-CNN end to end')
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1])
     parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
+    parser.add_argument('--backends', nargs='+', choices=BACKENDS, default=['torch'], help='backend=, of backbone')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
@@ -109,7 +124,8 @@ def randomised(model: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    model.eval()  # not chained: mmdet's backbones return None
+    return model
 
 
 def backbone(depth: int, batch: int, size, args) -> None:
@@ -119,20 +135,56 @@ def backbone(depth: int, batch: int, size, args) -> None:
         for name, sharing in (('static', None), ('kdna', 'default'))
     }
     models, baselines = {f'{name} eager': net for name, net in nets.items()}, {'kdna eager': ['static eager']}
-    for mode in args.modes:
-        tag = 'deployed' if mode == 'false' else f'deployed {mode}'
+    for mode, backend in product(args.modes, args.backends):
+        tag = ' '.join(['deployed', *[mode] * (mode != 'false'), *[backend] * (backend != 'torch')])
         for name, net in nets.items():
             gate = args.gate if name == 'kdna' else 'torch'
-            models[f'{name} {tag}'] = deploy(net, compile=MODES[mode], gate=gate, **options)
+            models[f'{name} {tag}'] = deploy(net, compile=MODES[mode], gate=gate, backend=backend, **options)
             baselines[f'{name} {tag}'] = [f'{name} eager'] + ([f'static {tag}'] if name == 'kdna' else [])
-    images = torch.randn(batch, 3, *size, device=args.device)
-
-    def call(model):
-        with torch.no_grad():
-            model(images)
-
-    taken = measure({name: lambda model=model: call(model) for name, model in models.items()}, args)
+    taken = measure(calls_of(models, batch, size, args), args)
+    for name in nets if 'auto' in args.backends else ():
+        baselines[f'{name} deployed auto'].append(fastest(taken, f'{name} deployed', 'auto'))
+        Console().print(f'{name}: auto took {models[f"{name} deployed auto"].deploy_report.backends}')
     show(f'ResNet-{depth} backbone, batch {batch}, {size[0]}x{size[1]}, deployed in {args.dtype}', taken, baselines, args)
+
+
+def calls_of(models: dict[str, nn.Module], batch: int, size, args) -> dict[str, Callable]:
+    """Calls of backbones on one batch."""
+    images = torch.randn(batch, 3, *size, device=args.device)
+    return {name: _without_gradients(partial(model, images)) for name, model in models.items()}
+
+
+def fastest(taken: dict[str, list[Sample]], start: str, apart: str) -> str:
+    """The fastest call, in its median, of those whose names begin with ``start`` and do not end in ``apart``."""
+    medians = {name: np.median([sample.wall for sample in samples]) for name, samples in taken.items()}
+    return min((name for name in medians if name.startswith(start) and not name.endswith(apart)), key=medians.__getitem__)
+
+
+def shared(depth: int, batch: int, size, args) -> None:
+    """Kernels that stay shared: latency, file and memory."""
+    static = randomised(ResNet(depth)).to(args.device)
+    half = randomised(share_kernels(ResNet(depth), HALF, spatial_scale=False)).to(args.device)
+    models = {
+        'static': deploy(static, dtype=DTYPES[args.dtype]),
+        'half': deploy(half, dtype=DTYPES[args.dtype]),
+        'half, shared': deploy(half, dtype=DTYPES[args.dtype], shared=True),
+    }
+    taken = measure(calls_of(models, batch, size, args), args)
+    baselines = {'half': ['static'], 'half, shared': ['half', 'static']}
+    show(f'ResNet-{depth} backbone, deployed, batch {batch}, {size[0]}x{size[1]}, {args.dtype}', taken, baselines, args)
+    sizes = {name: (file_bytes(model), weight_bytes(model) + packed_weight_bytes(model)) for name, model in models.items()}
+    for name, (file, memory) in sizes.items():
+        ratios = [f'{value / base:.3f}' for value, base in zip((file, memory), sizes['static'])]
+        Console().print(
+            f'{name}: file {file / 1e6:.2f} MB ({ratios[0]} of static), weights in memory {memory / 1e6:.2f} MB ({ratios[1]})'
+        )
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Of the file that torch saves the weights in."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.tell()
 
 
 def train(depth: int, batch: int, size, args) -> None:
@@ -217,9 +269,9 @@ def _without_gradients(call: Callable) -> Callable:
 def run(size, args) -> None:
     if args.what == 'parts':
         return parts(size, args)
-    for depth in args.depth:
+    for depth in [18] if args.what == 'shared' else args.depth:
         for batch in args.batch:
-            (backbone if args.what == 'backbone' else train)(depth, batch, size, args)
+            dict(backbone=backbone, train=train, shared=shared)[args.what](depth, batch, size, args)
 
 
 def main():

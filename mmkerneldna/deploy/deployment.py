@@ -21,7 +21,7 @@ from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .fuse import fuse_steps
-from .packed import pack_convs
+from .packed import forget_layouts, pack_convs
 from .probe import Probe, device_of, make_probe
 from .roi_align import replace_roi_aligns
 from .shared import keep_shared, settle_kernels
@@ -148,6 +148,7 @@ def _fuse(copy: nn.Module, run: Callable) -> None:
         replace_roi_aligns(copy)
         copy.deploy_report.steps_fused = fuse_steps(copy, lambda: run(copy))
         _check_deviation(copy, largest_deviation(run(copy), expected))
+    forget_layouts(copy)
     print_log(
         f'{copy.deploy_report.steps_fused} activations and sums are done by the convolutions before them', logger='current'
     )

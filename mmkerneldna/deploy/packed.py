@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules import conv_arguments, is_plain_conv, slots
-from ..torch_internals import packed_conv, packed_conv_add
+from ..torch_internals import packed_bytes, packed_conv, packed_conv_add
 from .packed_kernels import MAX_SHAPES, PackedKernels
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -149,3 +149,18 @@ def pack_convs(module: nn.Module) -> int:
     for owner, name, conv in places:
         setattr(owner, name, packed[id(conv)])
     return len(packed)
+
+
+def packed_weight_bytes(module: nn.Module) -> int:
+    """Memory of the packed kernels below ``module``, which its parameters do not show; each once."""
+    return sum(packed_bytes(layout) for kernels in _packed_kernels(module) for layout in kernels.layouts())
+
+
+def forget_layouts(module: nn.Module) -> None:
+    """Free the packed kernels below ``module``, those for the sizes of a probe for instance."""
+    for kernels in _packed_kernels(module):
+        kernels.forget()
+
+
+def _packed_kernels(module: nn.Module) -> list[PackedKernels]:
+    return list({id(m.packed): m.packed for m in module.modules() if isinstance(m, PackedConv2d)}.values())

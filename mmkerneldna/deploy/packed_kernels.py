@@ -30,9 +30,8 @@ class PackedKernels:
         """The kernel packed for a call; packs it when it was changed, cast or moved, and for new input shapes."""
         state = kernel_state(weight)
         if state != self._state:
+            self.forget()
             self._state = state
-            self._by_call.clear()
-            self._by_layout.clear()
         key = (min(input_shape[0], BATCHES), *input_shape[2:], padding, stride, dilation, groups)
         packed = self._by_call.get(key)
         if packed is None:
@@ -45,6 +44,12 @@ class PackedKernels:
     def _pack(self, weight: Tensor, padding, stride, dilation, groups: int, input_shape) -> Any:
         packed = pack_kernel(weight, padding, stride, dilation, groups, input_shape)
         return self._by_layout.setdefault(packed_layout(packed), packed)
+
+    def forget(self) -> None:
+        """Free the packed copies; the next call packs anew."""
+        self._state = None
+        self._by_call.clear()
+        self._by_layout.clear()
 
     def layouts(self) -> list[Any]:
         """The packed copies that are held."""

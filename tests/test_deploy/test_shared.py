@@ -18,7 +18,7 @@ from mmkerneldna.deploy import deploy, lean_copy
 from mmkerneldna.deploy.bake import GatedConv
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
 from mmkerneldna.deploy.export import export
-from mmkerneldna.deploy.packed import PackedConv2d
+from mmkerneldna.deploy.packed import PackedConv2d, packed_weight_bytes
 from mmkerneldna.deploy.probe import make_probe
 from mmkerneldna.deploy.scaled_conv import ScaledConv2d
 from mmkerneldna.errors import UsageError
@@ -54,8 +54,9 @@ def kernels(net):
 
 
 def test_resnet18_with_half_the_parameters():
-    net = half_resnet18()
-    deployed = check(net, torch.randn(3, 3, 64, 96))
+    deployed = deploy(half_resnet18(), shared=True)
+    assert packed_weight_bytes(deployed) == 0  # the probe's are gone
+    deployed = check(half_resnet18(), torch.randn(3, 3, 64, 96))
     report = deployed.deploy_report
     assert (report.convs_shared, report.convs_baked, report.not_shared, report.norms_left) == (4, 0, {}, {})
     assert '4 keep the kernel of another' in str(report)
@@ -68,6 +69,9 @@ def test_resnet18_with_half_the_parameters():
             assert isinstance(child, GatedConv) and isinstance(child.conv, ScaledConv2d)
             assert child.conv.conv.weight is parent.weight and child.conv.conv.packed is parent.packed
             assert len(parent.packed.layouts()) == 1
+    assert packed_weight_bytes(deployed) == pytest.approx(
+        sum(m.weight.nbytes for m in {m.packed: m for m in convs}.values()), rel=0.5
+    )
 
 
 def saved(value):
