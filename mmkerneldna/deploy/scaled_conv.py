@@ -45,6 +45,6 @@ class ScaledConv2d(nn.Module):
         return self.conv
 
 
-def lent_kernels(module: nn.Module) -> dict[int, nn.Parameter]:
+def lent_kernels(module: nn.Module) -> dict[int, Tensor]:
     """What ``deepcopy`` takes as its memo to copy ``module`` without the kernels that its :class:`ScaledConv2d` share."""
     return {id(m.conv.weight): m.conv.weight for m in module.modules() if isinstance(m, ScaledConv2d)}
