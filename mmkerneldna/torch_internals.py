@@ -44,6 +44,16 @@ def pack_kernel(
     return pack(plain, padding, stride, dilation, groups, list(input_shape))  # type: ignore[call-arg,arg-type]
 
 
+def pack_matrix(weight: Tensor, rows: int) -> Tensor:
+    """A fully connected layer's matrix in the layout that oneDNN picks for this CPU and about so many rows of input."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+
+
+def packed_linear(input: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with a packed matrix: (R, C_in) -> (R, C_out)."""
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, 'none', [], '')
+
+
 def packed_layout(packed: Tensor) -> tuple:
     """What tells two layouts of one kernel apart, by :func:`pack_kernel`."""
     return tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())

@@ -37,7 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.backends import BACKENDS
-from mmkerneldna.deploy.packed import packed_weight_bytes
+from mmkerneldna.deploy.packing import packed_weight_bytes
 from mmkerneldna.deploy.probe import run_parts
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, image_size, number

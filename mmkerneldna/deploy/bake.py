@@ -6,7 +6,9 @@ Letters: N batch, C channels, R hidden width of a gate, H W map size.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -119,6 +121,20 @@ def guard_mmcv_ops(module: nn.Module) -> None:
     for child in module.modules():
         if type(child).__module__.startswith('mmcv.ops'):
             child.register_forward_pre_hook(_contiguous_arguments)
+
+
+def keep_mmcv_ops_in_fp32(module: nn.Module) -> None:
+    """Let mmcv's compiled ops see float32 tensors only, in a model of half precision: most have no other kernels for CPUs."""
+    for child in module.modules():
+        if type(child).__module__.startswith('mmcv.ops'):
+            child.float()
+            child.forward = partial(_in_float32, child.forward)
+
+
+def _in_float32(function: Callable[..., Tensor], *args) -> Tensor:
+    """What ``function`` returns for float32, in the type of the first argument."""
+    output = function(*(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args))
+    return output.to(args[0].dtype)
 
 
 def _contiguous_arguments(module: nn.Module, args: tuple) -> tuple:

@@ -17,11 +17,11 @@ from ..modules import count_parameters, is_plain_conv, to_memory_format
 from ..routing.keep import keep_all
 from ..torch_internals import has_bf16_instructions, onednn_computes
 from .backends import BackendError, check_backend, largest_deviation, plain_twin, run_in_backend
-from .bake import bake_children, guard_mmcv_ops, lean_gates, unshare_convs
+from .bake import bake_children, guard_mmcv_ops, keep_mmcv_ops_in_fp32, lean_gates, unshare_convs
 from .compilation import COMPILE_MODES, speed_up
 from .fold import fold_batch_norms
 from .fuse import fuse_steps
-from .packed import forget_layouts, pack_convs
+from .packing import forget_layouts, pack_layers
 from .probe import Probe, device_of, make_probe
 from .roi_align import replace_roi_aligns
 from .shared import keep_shared, settle_kernels
@@ -90,8 +90,8 @@ def deploy(
 ) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
-    On a CPU its convolutions keep a second copy of their kernels, in oneDNN's layout, and do the activations and residual sums
-    behind them (see :mod:`.fuse`). The copy is compared with the original
+    On a CPU its convolutions and fully connected layers keep a second copy of their kernels, in oneDNN's layout, and the
+    convolutions do the activations and residual sums behind them (see :mod:`.fuse`). The copy is compared with the original
     on a probe input before it is returned. The original is left as it is; one in training mode is deployed as it would
     evaluate.
 
@@ -102,7 +102,7 @@ def deploy(
             whole models backbone with neck and the heads are compiled; post-processing stays Python.
         cuda_graph: replay CUDA graphs, one per input size: True, or the number of sizes kept (see :mod:`.cuda_graphs`).
         dtype (torch.dtype, optional): of the copy; defaults to the model's. ``torch.bfloat16`` or ``torch.float16`` where
-            the device has it.
+            the device has it. In a whole model post-processing, and on a CPU mmcv's compiled ops, stay in float32.
         gate: ``'torch'``, or ``'triton'`` for fused kernels on a CUDA device.
         probe: input or function that reaches all parts; see :func:`.probe.make_probe`. Defaults to random images.
         backend: on a CPU ``'onnxruntime'`` or ``'openvino'`` to run backbone, neck and dense heads there, ``'auto'`` for what
@@ -132,9 +132,12 @@ def deploy(
     copy = lean_copy(inner, gate, probe, shared)
     to = dtype or next(inner.parameters()).dtype
     twin = plain_twin(copy, own_weights=to != torch.float32) if backend != 'torch' else None
-    if device.type == 'cpu' and pack_convs(copy) and not compile:  # a compiler fuses by itself
+    if device.type == 'cpu' and pack_layers(copy) and not compile:  # a compiler fuses by itself
         _fuse(copy, make_probe(copy, probe))
-    fast = speed_up(copy.to(to), compile, cuda_graph)
+    copy.to(to)
+    if device.type == 'cpu' and to != torch.float32:
+        keep_mmcv_ops_in_fp32(copy)
+    fast = speed_up(copy, compile, cuda_graph)
     if twin is not None:
         run = make_probe(twin, probe)
         run_in_backend(fast, twin, backend, to, lambda: run(fast))

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules import conv_arguments, is_plain_conv, slots
-from ..torch_internals import packed_bytes, packed_conv, packed_conv_add
+from ..modules import conv_arguments
+from ..torch_internals import pack_kernel, packed_conv, packed_conv_add
 from .packed_kernels import MAX_SHAPES, PackedKernels
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
+#: layouts depend on the size of the batch, if at all, where it is small
+BATCHES = 8
 
 
 class Activation(NamedTuple):
@@ -79,18 +81,14 @@ class PackedConv2d(nn.Conv2d):
             y = self._conv_forward(input, weight, bias)
             return Activation(*activation).plainly(y if other is None else y + other)
         geometry = self.padding, self.stride, self.dilation, self.groups
-        packed = self.packed.get(weight, *geometry, input.shape)
+        call = (min(input.shape[0], BATCHES), *input.shape[2:], *geometry)
+        packed = self.packed.get(weight, call, pack_kernel, *geometry, input.shape)
         if other is None:
             return packed_conv(input, packed, bias, *geometry, *activation)
         return packed_conv_add(input, other, packed, bias, *geometry, relu=activation == RELU)
 
     def _takes(self, input: Tensor, weight: Tensor, other: Tensor | None, activation: Activation) -> bool:
-        if (
-            input.dtype != weight.dtype
-            or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-        ):
+        if not may_be_packed(input, weight):
             return False
         shapes: tuple = (input.shape, input.dtype, input.device, weight.device, activation)
         if other is not None:
@@ -133,34 +131,11 @@ class PackedConv2d(nn.Conv2d):
         return dict(vars(self), _takes_shapes={})
 
 
-def pack_convs(module: nn.Module) -> int:
-    """Replace every plain convolution below ``module``, which is on a CPU, by a :class:`PackedConv2d`.
-
-    Nothing is replaced where torch comes without oneDNN, or where oneDNN is switched off.
-
-    Returns:
-        int: convolutions packed.
-    """
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
-        return 0
-    places = [(owner, name, conv) for owner, name, conv in slots(module) if is_plain_conv(conv)]
-    kernels = {id(conv.weight): PackedKernels() for _, _, conv in places}
-    packed = {id(conv): PackedConv2d(conv, kernels[id(conv.weight)]) for _, _, conv in places}
-    for owner, name, conv in places:
-        setattr(owner, name, packed[id(conv)])
-    return len(packed)
-
-
-def packed_weight_bytes(module: nn.Module) -> int:
-    """Memory of the packed kernels below ``module``, which its parameters do not show; each once."""
-    return sum(packed_bytes(layout) for kernels in _packed_kernels(module) for layout in kernels.layouts())
-
-
-def forget_layouts(module: nn.Module) -> None:
-    """Free the packed kernels below ``module``, those for the sizes of a probe for instance."""
-    for kernels in _packed_kernels(module):
-        kernels.forget()
-
-
-def _packed_kernels(module: nn.Module) -> list[PackedKernels]:
-    return list({id(m.packed): m.packed for m in module.modules() if isinstance(m, PackedConv2d)}.values())
+def may_be_packed(input: Tensor, weight: Tensor) -> bool:
+    """Whether a call is one that oneDNN's packed functions are for, as far as it has nothing to do with shapes."""
+    return not (
+        input.dtype != weight.dtype
+        or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    )

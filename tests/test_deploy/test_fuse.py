@@ -12,7 +12,8 @@ from torch import nn
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.deployment import lean_copy
 from mmkerneldna.deploy.fuse import fuse_steps
-from mmkerneldna.deploy.packed import RELU, Activation, PackedConv2d, pack_convs
+from mmkerneldna.deploy.packed import RELU, Activation, PackedConv2d
+from mmkerneldna.deploy.packing import pack_layers
 from mmkerneldna.torch_internals import onednn_computes
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
@@ -80,7 +81,7 @@ def test_half_precision(name):
 def test_activations(layer, groups):
     net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=groups), nn.Identity(), layer)
     expected, x = net(torch.ones(2, 4, 5, 7)), torch.ones(2, 4, 5, 7)
-    pack_convs(net.requires_grad_(False))
+    pack_layers(net.requires_grad_(False))
     assert fuse_steps(net, lambda: net(torch.randn(2, 4, 9, 9))) == 1
     assert_same(net(x), expected)
 
@@ -152,7 +153,7 @@ def test_writings(writing, steps):
     net = nn.Sequential(Block(writing)).requires_grad_(False)
     inputs = [torch.randn(2, 4, size, 7) for size in (9, 6)]
     expected = [net(x.clone()) for x in inputs]
-    pack_convs(net)
+    pack_layers(net)
     assert fuse_steps(net, lambda: net(inputs[0].clone())) == steps
     for x, target in zip(inputs, expected):
         assert_same(net(x.clone()), target)
@@ -161,7 +162,7 @@ def test_writings(writing, steps):
 @torch.no_grad()
 def test_what_is_called_with_more_than_an_image_stays():
     module = ConvModule(4, 4, 3, padding=1)
-    pack_convs(module.requires_grad_(False))
+    pack_layers(module.requires_grad_(False))
     x = torch.randn(1, 4, 6, 6)
     assert fuse_steps(module, lambda: (module(x), module(x, activate=False))) == 0
     assert fuse_steps(module, lambda: module(x)) == 1

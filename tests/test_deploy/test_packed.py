@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from mmkerneldna.deploy.packed import PackedConv2d, pack_convs
+from mmkerneldna.deploy.packed import PackedConv2d
+from mmkerneldna.deploy.packed_linear import PackedLinear
+from mmkerneldna.deploy.packing import pack_layers, packed_weight_bytes
 
 
 def packed_calls(monkeypatch):
@@ -66,11 +68,12 @@ def test_the_kernel_is_packed_once_and_again_when_it_changes(monkeypatch):
 
 def test_every_size_gets_its_layout_and_each_layout_is_kept_once(monkeypatch):
     """A kernel in a layout for another size is laid out anew inside every call."""
+    from mmkerneldna.deploy import packed as packed_module
     from mmkerneldna.deploy import packed_kernels
 
     conv = nn.Conv2d(4, 4, 3).requires_grad_(False)
-    packed, asked, real = PackedConv2d(conv), [], packed_kernels.pack_kernel
-    monkeypatch.setattr(packed_kernels, 'pack_kernel', lambda *args: asked.append(tuple(args[-1])) or real(*args))
+    packed, asked, real = PackedConv2d(conv), [], packed_module.pack_kernel
+    monkeypatch.setattr(packed_module, 'pack_kernel', lambda *args: asked.append(tuple(args[-1])) or real(*args))
     monkeypatch.setattr(packed_kernels, 'packed_layout', lambda packed: 'wide' if asked[-1][3] > 9 else 'narrow')
     for side in (8, 9, 10, 8, 12, 9):
         packed(torch.randn(1, 4, side, side))
@@ -138,7 +141,7 @@ def _through_a_file(module):
     return torch.load(buffer, weights_only=False)
 
 
-def test_pack_convs_replaces_plain_convolutions_alone():
+def test_plain_layers_alone_are_replaced():
 
     class Odd(nn.Conv2d):
         pass
@@ -146,13 +149,78 @@ def test_pack_convs_replaces_plain_convolutions_alone():
     shared = nn.Conv2d(3, 3, 1)
     net = nn.Sequential(shared, ConvModule(3, 4, 3), nn.Conv1d(4, 4, 1), Odd(3, 3, 1), nn.Sequential(shared))
     keys = list(net.state_dict())
-    assert pack_convs(net) == 2
+    assert pack_layers(net) == 2
     assert isinstance(net[0], PackedConv2d) and net[4][0] is net[0] and isinstance(net[1].conv, PackedConv2d)
     assert type(net[3]) is Odd and net[0].weight is shared.weight and list(net.state_dict()) == keys
-    assert pack_convs(net) == 0
+    assert pack_layers(net) == 0
 
 
 def test_nothing_is_packed_without_onednn(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
     net = nn.Sequential(nn.Conv2d(3, 3, 1))
-    assert pack_convs(net) == 0 and type(net[0]) is nn.Conv2d
+    assert pack_layers(net) == 0 and type(net[0]) is nn.Conv2d
+
+
+def linear_calls(monkeypatch):
+    """Counts the calls of oneDNN's packed fully connected layer."""
+    calls, real = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', lambda *args: calls.append(args[0].shape) or real(*args))
+    return calls
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    columns=st.integers(1, 40),
+    out=st.integers(1, 40),
+    bias=st.booleans(),
+    rows=st.lists(st.integers(0, 300), min_size=2, max_size=2),
+)
+def test_fully_connected_layers_equal_linear(columns, out, bias, rows):
+    linear = nn.Linear(columns, out, bias)
+    packed = PackedLinear(linear)
+    for count in rows:  # the packed matrix serves every number of rows
+        x = torch.randn(count, columns)
+        with torch.no_grad():
+            y = packed(x)
+        expected = F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_matrix_is_packed_once_and_again_when_it_changes(monkeypatch):
+    linear = nn.Linear(6, 4).requires_grad_(False)
+    packed, x, calls = PackedLinear(linear), torch.randn(5, 6), linear_calls(monkeypatch)
+    packed(x)
+    kept = packed.packed.layouts()
+    packed(x[:4])
+    assert packed.packed.layouts()[0] is kept[0] and len(kept) == 1 and len(calls) == 2
+    linear.weight.mul_(2)
+    torch.testing.assert_close(packed(x), F.linear(x, linear.weight, linear.bias))
+    assert packed_weight_bytes(packed) >= linear.weight.nbytes and len(calls) == 3
+
+
+def test_rows_that_are_not_packed_run_plainly(monkeypatch):
+    linear = nn.Linear(6, 4)
+    packed, calls = PackedLinear(linear), linear_calls(monkeypatch)
+    x = torch.randn(5, 6, requires_grad=True)
+    torch.testing.assert_close(packed(x), linear(x))
+    with torch.no_grad():
+        for shape in ((2, 3, 6), (6,), (1, 6), (0, 6)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(packed(x), linear(x))
+        with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
+            packed(torch.randn(2, 5))
+    assert not calls
+
+
+def test_plain_fully_connected_layers_are_packed_too():
+
+    class Odd(nn.Linear):
+        pass
+
+    net = nn.Sequential(nn.Linear(3, 4), Odd(4, 4), nn.Linear(4, 3, bias=False)).requires_grad_(False)
+    net[2].weight = net[0].weight = nn.Parameter(torch.randn(4, 4), requires_grad=False)
+    net[0].in_features = net[2].out_features = 4
+    assert pack_layers(net) == 2 and type(net[1]) is Odd
+    assert net[0].packed is net[2].packed
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(net[0](x), F.linear(x, net[0].weight, net[0].bias))

@@ -18,7 +18,8 @@ from mmkerneldna.deploy import deploy, lean_copy
 from mmkerneldna.deploy.bake import GatedConv
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
 from mmkerneldna.deploy.export import export
-from mmkerneldna.deploy.packed import PackedConv2d, packed_weight_bytes
+from mmkerneldna.deploy.packed import PackedConv2d
+from mmkerneldna.deploy.packing import packed_weight_bytes
 from mmkerneldna.deploy.probe import make_probe
 from mmkerneldna.deploy.scaled_conv import ScaledConv2d
 from mmkerneldna.errors import UsageError
