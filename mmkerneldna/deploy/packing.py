@@ -1,5 +1,7 @@
 """Put packed layers in the place of plain ones, and count and free what they hold."""
 
+from typing import Any
+
 import torch
 from mmcv.cnn.bricks.wrappers import Linear as EmptySafeLinear
 from torch import nn
@@ -29,7 +31,7 @@ def pack_layers(module: nn.Module) -> int:
     packed: dict[int, nn.Module] = {}
     for owner, name, layer in places:
         if id(layer) not in packed:
-            make = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d
+            make: Any = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d
             packed[id(layer)] = make(layer, kernels[id(layer.weight)])
         setattr(owner, name, packed[id(layer)])
     return len(packed)
