@@ -7,8 +7,9 @@ TORCH ?= torch==2.13.0
 MMCV := $(shell grep '^onedl-mmcv==' requirements.txt)
 TEST_JOBS ?= 2
 PY := $(VENV)/bin/python
-# pip's whole output is in the log
-PIP := $(PY) -m pip install --disable-pip-version-check -qq --log $(VENV)/setup.log --progress-bar off
+# pip's whole output is in the log, warnings too; its errors are shown when it fails
+pip = $(PY) -m pip install --disable-pip-version-check -qq --log $(VENV)/setup.log --progress-bar off $(1) \
+  2> $(VENV)/pip.err || { cat $(VENV)/pip.err >&2; exit 1; }
 STAMPS := $(VENV)/.stamps
 # another TORCH or another mmcv version is another stamp, so mmcv is compiled again, never by a plain `pip install -r`
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' "$(TORCH)" | cksum | cut -d' ' -f1)
@@ -53,8 +54,8 @@ $(STAMPS)/venv:
 
 $(TORCH_STAMP): $(STAMPS)/venv
 	@echo "installing $(TORCH), log in $(VENV)/setup.log"
-	@$(PIP) 'setuptools>=80' wheel packaging ninja
-	@$(PIP) $(TORCH)
+	@$(call pip,'setuptools>=80' wheel packaging ninja)
+	@$(call pip,$(TORCH))
 	@rm -f $(STAMPS)/torch-* && touch $@
 
 # CUDA ops are compiled when torch has CUDA and nvcc is there. No wheel cache: pip's key does not know the torch build.
@@ -62,18 +63,18 @@ $(MMCV_STAMP): $(TORCH_STAMP)
 	@echo "installing $(MMCV) with ops (compiling takes some minutes unless a wheel is at hand)"
 	@if command -v nvcc >/dev/null && $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; \
 	 then export FORCE_CUDA=1; else export CUDA_VISIBLE_DEVICES= FORCE_CUDA=0; fi; \
-	 $(PIP) --no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV)
+	 $(call pip,--no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV))
 	@touch $@
 
 # the headless OpenCV last: both builds share one folder, and this one needs no libGL
 $(STAMPS)/requirements: $(MMCV_STAMP) requirements.txt
 	@echo "installing requirements.txt"
-	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps --force-reinstall $$(grep '^opencv-python-headless==' requirements.txt)
+	@$(call pip,-r requirements.txt)
+	@$(call pip,--no-deps --force-reinstall $$(grep '^opencv-python-headless==' requirements.txt))
 	@$(PY) -m pip check > /dev/null || $(PY) -m pip check
 	@touch $@
 
 $(STAMPS)/package: $(STAMPS)/requirements pyproject.toml setup.py
 	@echo "installing mmkerneldna itself"
-	@$(PIP) --no-build-isolation --no-deps -e .
+	@$(call pip,--no-build-isolation --no-deps -e .)
 	@touch $@

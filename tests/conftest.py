@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -19,7 +22,9 @@ def _with_subclasses(cls):
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Each test starts from the same seed; its scope, logger and visualizer, global in mmengine, end with it."""
+    """Each test starts from the same seeds; its scope, logger and visualizer, global in mmengine, end with it."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
     yield
     for cls in (DefaultScope, MMLogger, *_with_subclasses(Visualizer)):

@@ -269,7 +269,7 @@ def main():
         # After each workload, so that a run that is killed keeps what it measured.
         with console.status(f'{len(subjects)} models, {len(workloads)} workloads'):
             rows = benchmark.run(args.train_step, lambda rows: write_files(args, facts, rows, columns))
-    console.print(describe(facts), style='dim')
+    console.print(describe(facts), style='dim', soft_wrap=True)
     console.print(rich_table(rows, columns, title_of(args)))
     for note in failure_notes(rows):
         console.print(f'- {note}', style='red', markup=False)

@@ -80,7 +80,7 @@ def study_of(task: str, args) -> Study:
 
 def derived_study(study: Study, name: str, dense: Run, cfg: Config) -> Study:
     """One more run: derived from the checkpoint of ``dense``, a run of ``cfg``, and trained for a quarter of its steps."""
-    variant = Variant(f'{name}_derived', str(config_of(name)), (f'load_from={dense.checkpoint()}',))
+    variant = Variant(name.replace('kdna', 'derived'), str(config_of(name)), (f'load_from={dense.checkpoint()}',))
     return replace(
         study,
         variants=[variant],
@@ -94,7 +94,9 @@ def train(study: Study):
     runs, configs = study.plan()
     rows = []
     for run in runs:
-        console.print(f'{run.variant.name}{", finished before" if run.finished else ""}', highlight=False)
+        # in a file the result follows on the same line; a live line needs one of its own
+        end = '\n' if console.is_terminal else ':'
+        console.print(f'{run.variant.name}{", finished before" if run.finished else ""}', highlight=False, end=end)
         rows.append(study.run(run, console))
         if rows[-1]['score'] is None:
             raise SystemExit(1)

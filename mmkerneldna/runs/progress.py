@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 EVENT = 'progress: '
 EVENTS_WANTED = 'MMKERNELDNA_PROGRESS_EVENTS'
-PLAIN_SECONDS = 120
+PLAIN_SECONDS = 240
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_event(line: str) -> Step | None:
 
 
 class PlainDisplay:
-    """For files and pipes: at most a line for each tenth of a run, and at most one in two minutes."""
+    """For files and pipes: at most a line for each tenth of a run, and at most one in four minutes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

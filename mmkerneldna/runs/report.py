@@ -83,7 +83,7 @@ def show_report(report: Report, console: Console) -> None:
     for task, table in report.tables:
         console.print(rich_table(table, terminal_columns(table), task))
     for fact in report.facts:
-        console.print(fact, highlight=False, markup=False)
+        console.print(fact, highlight=False, markup=False, soft_wrap=True)
 
 
 def score_columns() -> list[Column]:

@@ -62,7 +62,7 @@ def collect_run(work_dir: Path, name: str | None = None) -> Row:
     stamps = sorted(path for path in work_dir.iterdir() if path.is_dir() and TIMESTAMP.match(path.name))
     records, broken = read_scalars(stamps)
     validations, test = [r for r in records if _is_validation(r)], _read_test(stamps)
-    cfg = _read_config(work_dir, stamps)
+    cfg = _read_config(work_dir, [stamp for stamp in stamps if _has_trained(stamp)] or stamps)
     row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=_config_name(work_dir))
     row.update(_config_cells(cfg))
     row.update(_score_cells(validations, test))
@@ -96,6 +96,12 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
+def _has_trained(stamp: Path) -> bool:
+    """Whether it logged a step of training."""
+    records, _ = read_scalars([stamp])
+    return any(not _is_validation(record) for record in records)
+
+
 def _is_validation(record: dict) -> bool:
     return 'lr' not in record and 'loss' not in record
 
@@ -113,7 +119,7 @@ def _read_test(stamps: Sequence[Path]) -> dict:
 
 
 def _read_config(work_dir: Path, stamps: Sequence[Path]) -> Config:
-    """The config as it ran; an empty one if none was kept or it can't be read."""
+    """The config as it ran, of the training where there was one: a test does not know its lengths. Empty without a readable one."""
     dumped = [stamp / 'vis_data' / 'config.py' for stamp in reversed(stamps)]
     for path in [*dumped, *sorted(work_dir.glob('*.py'))]:
         if path.is_file():

@@ -58,6 +58,15 @@ def test_killed_run_says_how_far_it_got(tmp_path):
     assert collect_run(work_dir)['note'] == ('epoch 1 of 3 done; no cost: CostHook was not on; 1 log line(s) unreadable')
 
 
+def test_a_test_does_not_change_what_was_planned(tmp_path):
+    short = SEG_CFG.replace('200', '45')
+    assert short != SEG_CFG
+    write_stamp(tmp_path / 'a', '20260101_000000', short, [train_line(45, 1), {'mIoU': 30.0, **cost(9.0), 'step': 45}])
+    write_stamp(tmp_path / 'a', '20260101_010000', SEG_CFG, [])
+    row = collect_run(tmp_path / 'a')
+    assert (row['trained'], row['planned'], row['note']) == (45, 45, None)
+
+
 def test_run_without_evaluation_has_empty_cells(tmp_path):
     work_dir = write_stamp(tmp_path / 'a', '20260101_000000', SEG_CFG, [train_line(10, 1)])
     row = collect_run(work_dir)

@@ -74,4 +74,4 @@ def test_the_derived_run_starts_from_the_static_checkpoint_for_a_quarter_of_the_
     demo.train(more)
     steps = configs[runs[0].variant.name].train_cfg.max_iters // 4
     assert f'--max-iters {steps}' in calls(tools)[-2] and f'load_from={runs[0].checkpoint()}' in calls(tools)[-2]
-    assert more.configs()['upernet_kdna-r18_shapes_derived'].train_cfg.max_iters == steps
+    assert more.configs()['upernet_derived-r18_shapes'].train_cfg.max_iters == steps

@@ -41,14 +41,16 @@ def test_sweep(weights, shapes, tmp_path, capsys):
     out = tmp_path / 'out'
     argv = [SKIP, weights[SKIP], '--keep', '1', '.5', '--static', 'r34', STATIC, weights[STATIC], '--out', str(out)]
     argv += ['--calibration', '8', '--images', '2', '--repeats', '1', '--no-deploy', '--device', 'cpu']
-    assert run_tool('sweep.py', [*argv, '--cfg-options', f'data_root={shapes}', *SMALLER]) == 0
+    status = run_tool('sweep.py', [*argv, '--cfg-options', f'data_root={shapes}', *SMALLER])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
     rows = json.loads((out / 'sweep.json').read_text())['rows']
     assert [row['keep'] for row in rows] == [1, 0.5, None] and rows[2]['name'] == 'r34'
     assert rows[0]['keep_rate'] == 1 > rows[1]['keep_rate'] > 0
     assert rows[0]['gmacs'] == pytest.approx(rows[2]['gmacs'], rel=0.02) and rows[1]['gmacs'] < rows[0]['gmacs']
     assert all(0 <= row['score'] <= 100 and row['latency_mean_ms'] > 0 for row in rows)
     assert {path.name for path in out.iterdir()} >= {'sweep.json', 'sweep.md', 'sweep.png'}
-    assert 'keep 0.5' in capsys.readouterr().out
+    assert 'keep 0.5' in printed.out
 
 
 def test_sweep_refuses(weights, shapes, tmp_path, capsys):
