@@ -119,7 +119,7 @@ def _read_test(stamps: Sequence[Path]) -> dict:
 
 
 def _read_config(work_dir: Path, stamps: Sequence[Path]) -> Config:
-    """The config as it ran, of the training where there was one: a test does not know its lengths. Empty without a readable one."""
+    """The config as it ran (of the training where there was one: a test knows no lengths); empty without a readable one."""
     dumped = [stamp / 'vis_data' / 'config.py' for stamp in reversed(stamps)]
     for path in [*dumped, *sorted(work_dir.glob('*.py'))]:
         if path.is_file():

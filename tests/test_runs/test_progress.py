@@ -76,7 +76,8 @@ def test_events_survive_the_way_to_the_parent(clock):
     assert [read_event(line) for line in lines] == [step, Step('train', 7, 7), None]
 
 
-def test_a_terminal_gets_one_line_that_is_written_over():
+def test_a_terminal_gets_one_line_that_is_written_over(monkeypatch):
+    monkeypatch.setenv('TERM', 'xterm')
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     display = LiveDisplay(console)
     for done in range(1, 51):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_runs import ROOT, SEGMENTER, train_argv
+from tiny_runs import ROOT, SEGMENTER, distill_flags, train_argv
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
@@ -18,13 +18,16 @@ def free_port():
 
 
 def test_two_processes(shapes, tmp_path):
+    """Both hold the teacher that the run learns from."""
     config, *flags = train_argv(
         SEGMENTER,
         shapes,
         tmp_path,
+        *distill_flags(SEGMENTER, tmp_path / 'teacher.pth'),
         options=[
             'train_cfg.max_iters=2',
             'train_cfg.val_interval=2',
+            'default_hooks.logger.interval=1',
             'train_dataloader.dataset.pipeline.2.crop_size=(64,64)',
             'model.data_preprocessor.size=(64,64)',
         ],
@@ -37,4 +40,5 @@ def test_two_processes(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     log = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
     assert 'Distributed training: True' in log and 'GPU number: 2' in log
+    assert 'loss_cwd_logits' in log
     assert read_checkpoint(tmp_path / 'iter_2.pth')['meta']['iter'] == 2

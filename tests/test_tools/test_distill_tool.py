@@ -4,28 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import randomise
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, distill_flags, run_tool, train_argv, weights
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
-TEACHERS = {DETECTOR: 'configs/shapes/faster-rcnn_r18_fpn_shapes.py', SEGMENTER: 'configs/shapes/upernet_r18_shapes.py'}
 SHORT = {
     DETECTOR: ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
     SEGMENTER: ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1'],
 }
-
-
-def weights(config, path):
-    """A file of made-up weights for the model of a config."""
-    cfg = Config.fromfile(ROOT / config)
-    init_default_scope(cfg.default_scope)
-    model = randomise(MODELS.build(cfg.model))
-    torch.save(dict(state_dict=model.state_dict()), path)
-    return model
 
 
 def scalars(work_dir):
@@ -35,9 +21,8 @@ def scalars(work_dir):
 @pytest.mark.parametrize('config, key', [(DETECTOR, 'loss_pkd_levels'), (SEGMENTER, 'loss_cwd_logits')])
 def test_a_distilled_student_is_a_plain_model(config, key, shapes, tmp_path):
     """The dense net teaches the net with shared kernels; the test tool takes the checkpoint with the plain config."""
-    weights(TEACHERS[config], tmp_path / 'teacher.pth')
+    flags = distill_flags(config, tmp_path / 'teacher.pth')
     before = (tmp_path / 'teacher.pth').read_bytes()
-    flags = '--distill-from', ROOT / TEACHERS[config], tmp_path / 'teacher.pth'
     assert run_tool('train.py', train_argv(config, shapes, tmp_path / 'run', *flags, options=SHORT[config])) == 0
     logged = [line[key] for line in scalars(tmp_path / 'run') if key in line]
     assert logged and all(value > 0 for value in logged)

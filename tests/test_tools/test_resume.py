@@ -1,10 +1,11 @@
 """A run killed by SIGKILL and resumed reaches bit for bit the weights of a run that was left alone."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_process, run_tool, train_argv
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, distill_flags, run_process, run_tool, train_argv
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
@@ -36,14 +37,14 @@ def assert_same_run(one, other):
     assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
 
 
-def killed_run(config, like, data, work_dir, at):
-    deadly = work_dir.parent / 'deadly.py'
+def killed_run(config, argv, at):
+    deadly = Path(argv[argv.index('--work-dir') + 1]).parent / 'deadly.py'
     deadly.write_text(
         f'_base_ = {str(ROOT / config)!r}\n'
         "custom_imports = dict(imports=['mmkerneldna', 'kill_hook'])\n"
         f"custom_hooks = [dict(type='KillHook', at={at})]\n"
     )
-    killed = run_process('train.py', [str(deadly), *train_argv(config, data, work_dir, like=like)[1:]])
+    killed = run_process('train.py', [str(deadly), *argv[1:]])
     assert killed.returncode == -9, killed.stderr
 
 
@@ -54,22 +55,23 @@ def cut_short(path):
 @pytest.mark.parametrize(
     'config, last, kill_at, cut, resumed_from',
     [(DETECTOR, 'epoch_3.pth', 7, 'epoch_2.pth', 'epoch_1.pth'), (SEGMENTER, 'iter_6.pth', 4, None, 'iter_4.pth')],
-    ids=['detector, last checkpoint cut short', 'segmenter with gates, other number of workers'],
+    ids=['detector, last checkpoint cut short', 'distilled segmenter with gates, other number of workers'],
 )
 def test_killed_and_resumed(config, last, kill_at, cut, resumed_from, shapes, tmp_path, capfd):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    like = config
+    like, teacher = config, ()
     if config == SEGMENTER:
+        teacher = distill_flags(config, tmp_path / 'teacher.pth')
         config = tmp_path / 'gates.py'
         config.write_text(GATES.format(base=str(ROOT / SEGMENTER)))
     # 'numpy' and 'random' state must not leak from one run into the next: each draws from (seed, position) only.
-    assert run_tool('train.py', train_argv(config, shapes, whole, like=like)) == 0
-    killed_run(config, like, shapes, broken, kill_at)
+    assert run_tool('train.py', train_argv(config, shapes, whole, *teacher, like=like)) == 0
+    killed_run(config, train_argv(config, shapes, broken, *teacher, like=like), kill_at)
     assert not (broken / last).exists()
     if cut:
         cut_short(broken / cut)
     workers = ['train_dataloader.num_workers=1'] if cut is None else []
-    assert run_tool('train.py', train_argv(config, shapes, broken, '--resume', options=workers, like=like)) == 0
+    assert run_tool('train.py', train_argv(config, shapes, broken, *teacher, '--resume', options=workers, like=like)) == 0
     log = ''.join(path.read_text() for path in broken.rglob('*.log'))
     assert 'resumed epoch' in log and str(broken / resumed_from) in capfd.readouterr().out
     assert_same_run(read_checkpoint(whole / last), read_checkpoint(broken / last))

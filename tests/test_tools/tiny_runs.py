@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers import randomise
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
 SEGMENTER = 'configs/shapes/upernet_kdna-r18_shapes.py'
+TEACHERS = {DETECTOR: 'configs/shapes/faster-rcnn_r18_fpn_shapes.py', SEGMENTER: 'configs/shapes/upernet_r18_shapes.py'}
 SMALL = {
     DETECTOR: [
         'train_cfg.max_epochs=3',
@@ -47,6 +51,21 @@ def train_argv(config, data, work_dir, *flags, options=(), like=None):
         *SMALL[like or config],
         *options,
     ]
+
+
+def weights(config, path):
+    """A file of made-up weights for the model of a config."""
+    cfg = Config.fromfile(ROOT / config)
+    init_default_scope(cfg.default_scope)
+    model = randomise(MODELS.build(cfg.model))
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return model
+
+
+def distill_flags(config, path):
+    """Learn from the static net of a config, with made-up weights that go to ``path``."""
+    weights(TEACHERS[config], path)
+    return '--distill-from', ROOT / TEACHERS[config], path
 
 
 def run_tool(tool, argv):
