@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import KernelDNAError
-from .regions import Region, regions
+from .gates import kept_in_torch, say_what_is_whole
+from .regions import Region, regions_without_gates
 from .runtimes import RuntimeMissingError, require
 from .sessions import SESSIONS, Traced
 from .size_cache import Captured, SizeCache
@@ -82,12 +83,15 @@ def run_in_backend(model: nn.Module, twin: nn.Module, backend: str, dtype: torch
     names = [name for name in SESSIONS if backend == name or (backend == 'auto' and _usable(name, dtype))]
     max_bytes = int(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') * MEMORY_SHARE)
     caches: dict[str, SizeCache] = {}
-    for region, plain in zip(regions(model), regions(twin)):
+    for region, plain in zip(regions_without_gates(model), regions_without_gates(twin)):
         if region.fixed and names:
             part = _Part(region, plain, names, backend == 'auto', dtype, model.deploy_report)
             region.replace(partial(SizeCache, capture=part.capture, max_sizes=MAX_SIZES, max_bytes=max_bytes,
                                    patience=PATIENCE, strides=False))  # fmt: skip
             caches[part.title] = getattr(region.owner, region.name)
+            say_what_is_whole(plain.owner, backend)
+    if kept_in_torch(model):
+        print_log(f'stays in torch: {kept_in_torch(model)}', logger='current')
     with torch.no_grad():
         run()
     _report(model, caches, backend)
@@ -99,7 +103,7 @@ def _report(model: nn.Module, caches: dict[str, SizeCache], backend: str) -> Non
     for title, reason in reasons.items():
         print_log(f'{title} stays in torch: {reason}', logger='current', level=30)
     if backend != 'auto' and not any(cache.captured for cache in caches.values()):
-        reason = next(iter(reasons.values()), 'it has no part whose input sizes follow the image')
+        reason = next(iter(reasons.values()), kept_in_torch(model) or 'it has no part whose input sizes follow the image')
         raise BackendError(f'no part of this {type(model).__name__} runs in {backend}: {reason}')
     for cache in caches.values():
         cache.clear()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..anatomy import heads_of, is_whole
+from ..anatomy import backbone_of, heads_of, is_whole
+from ..routing.keep import asks
 
 
 @dataclass
@@ -40,6 +41,15 @@ def regions(model: nn.Module) -> Iterator[Region]:
     heads = heads_of(model)
     yield from (Region(head, 'forward') for head in heads.dense)
     yield from (Region(head, 'forward', fixed=False) for head in (*heads.box, *heads.mask))
+
+
+def regions_without_gates(model: nn.Module) -> Iterator[Region]:
+    """Those of :func:`regions`, smaller where a gate leaves parts out: only torch can."""
+    for region in regions(model):
+        if region.name == 'extract_feat' and asks(backbone_of(model)):
+            yield from (Region(neck, 'forward') for neck in [getattr(model, 'neck', None)] if neck is not None)
+        elif not asks(region.owner) or region.name == 'extract_feat':
+            yield region
 
 
 def guarded(function: Callable, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype) -> Callable:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KernelDNAError
-from ..routing.stages import GatedStage
 from ..torch_internals import write_aot_package
 from .blame import layer_that_calls, missing_operator
 from .export_error import ExportError
+from .gates import say_what_is_whole
 from .runtimes import require
 from .scaled_conv import ScaledConv2d
 from .traceable import traceable_resize
@@ -49,15 +49,10 @@ def write(
     A net whose gates leave parts out computes all of it in a file, and takes of that what the gates keep: the same outputs.
 
     Raises:
-        ExportError: any size of a net with gates.
         RuntimeMissingError: what writes the format is not installed.
         ExportError: the exporter fails; an operator that the format lacks is named with its layer.
     """
-    if dynamic == 'both' and any(isinstance(m, GatedStage) and m.asks for m in part.modules()):
-        raise ExportError(
-            "the gates of this net look at a grid that goes with the image's size: export one size (dynamic='batch' or "
-            "'none'), or everything (set_keep(model, 1))"
-        )
+    say_what_is_whole(part, 'the file')
     with torch.no_grad(), traceable_resize(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .drop_in import at_least_fp32
-from .routed import Routed
+from .routed import Routed, ranked
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
 #: of thousands of tokens; a detector's batch has one or two images, whose share says nothing of the balance.
@@ -35,6 +35,19 @@ def balance_loss(probabilities: Tensor, share: Tensor) -> Tensor:
     return len(share) * (share * probabilities.mean(0)).sum()
 
 
+def weights_of_all(weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
+    """The weights of all experts in their order, zero for those that an input does not go to.
+
+    Args:
+        weights, chosen: of the experts of each input, and their numbers, (M, k); no number twice.
+        experts: n.
+
+    Returns:
+        (M, n).
+    """
+    return weights.new_zeros(weights.shape[0], experts).scatter(1, chosen, weights)
+
+
 def most_probable(probabilities: Tensor, share: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable experts of each input; of equally probable ones those that were used least, then the first.
 
@@ -48,10 +61,10 @@ def most_probable(probabilities: Tensor, share: Tensor, k: int) -> tuple[Tensor,
     Returns:
         Their probabilities and numbers, (M, k) each.
     """
-    by_use = share.argsort(stable=True)
+    by_use = ranked(share, len(share), 0, descending=False)
     ordered = probabilities.detach()[:, by_use]
     # argmax takes the first of equals, as a stable sort does, and is far cheaper over thousands of positions
-    ranks = ordered.argmax(1, keepdim=True) if k == 1 else ordered.argsort(dim=1, descending=True, stable=True)[:, :k]
+    ranks = ordered.argmax(1, keepdim=True) if k == 1 else ranked(ordered, k, 1)
     chosen = by_use[ranks]
     return probabilities.gather(1, chosen), chosen
 

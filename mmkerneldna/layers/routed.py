@@ -15,6 +15,21 @@ from torch import Tensor, nn
 R = TypeVar('R', bound='Routed')
 
 
+def is_written() -> bool:
+    """Whether the code that runs is being written down, traced or exported, for inputs to come.
+
+    What one input decides must not become a constant there: everything is computed, and decisions choose of the results.
+    """
+    return torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
+
+
+def ranked(x: Tensor, k: int, dim: int, descending: bool = True) -> Tensor:
+    """Places of the k first in order along an axis, the first of equals before the others."""
+    if torch.jit.is_tracing():  # ONNX has no stable sort, but its top-k takes the first of equals
+        return x.topk(k, dim, largest=descending).indices
+    return x.argsort(dim=dim, descending=descending, stable=True).narrow(dim, 0, k)
+
+
 class Routed(nn.Module):
     """Base of layers with a loss of their own and rates to log.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..layers.drop_in import at_least_fp32
-from ..layers.routed import Routed
+from ..layers.routed import Routed, is_written
 
 #: logit that a gate starts with: it keeps 95 % in training, so that a net starts near the one without gates
 OPEN = 3.0
@@ -187,10 +187,19 @@ class ImageGate(KeepGate):
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, 1, 1)."""
-        steps = [-(-side // SAMPLES) for side in x.shape[2:]]
-        pooled = at_least_fp32(x[:, :, :: steps[0], :: steps[1]]).mean((2, 3))
-        features = F.layer_norm(pooled, pooled.shape[1:]).to(self.fc1.weight.dtype)
+        features = F.layer_norm(_grid_mean(at_least_fp32(x)), (self.fc1.in_features,)).to(self.fc1.weight.dtype)
         return at_least_fp32(self.fc2(self.fc1(features).relu()))[:, :, None, None]
+
+
+def _grid_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C), over a grid of at most :data:`SAMPLES` positions per side."""
+    height, width = x.shape[2:]
+    steps = (height + SAMPLES - 1) // SAMPLES, (width + SAMPLES - 1) // SAMPLES
+    if not is_written():
+        return x[:, :, :: steps[0], :: steps[1]].mean((2, 3))
+    rows, columns = (torch.arange(side, device=x.device) % step == 0 for side, step in zip((height, width), steps))
+    grid = (rows[:, None] & columns).to(x.dtype)  # a step that goes with the size can't be written
+    return (x * grid).sum((2, 3)) / grid.sum()
 
 
 class PositionGate(KeepGate):
@@ -224,7 +233,7 @@ class PositionGate(KeepGate):
         """(N, C, H, W) -> (N, 1, h, w)."""
         step = self.tile // TILE_SAMPLES if self.tile % TILE_SAMPLES == 0 else 1
         tile = self.tile // step
-        samples = x[:, :, ::step, ::step]
+        samples = F.max_pool2d(x, 1, step) if is_written() else x[:, :, ::step, ::step]
         logits = at_least_fp32(self.fc(samples.permute(0, 2, 3, 1).to(self.fc.weight.dtype))).permute(0, 3, 1, 2)
         if tile == 1 or not x.numel():
             return logits

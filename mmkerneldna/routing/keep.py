@@ -33,6 +33,11 @@ def keep_gates(model: nn.Module) -> dict[str, KeepGate]:
     return {path: m for path, m in unwrap(model).named_modules() if isinstance(m, KeepGate)}
 
 
+def asks(module: nn.Module) -> bool:
+    """Whether a gate in a module is asked in inference; none is at a keep rate of 1."""
+    return any(not gate.always_open for gate in keep_gates(module).values())
+
+
 def set_keep(model: nn.Module, keep: float, images: Batches | None = None) -> float:
     """Move the threshold of all gates so that the part ``keep`` is computed on some images.
 

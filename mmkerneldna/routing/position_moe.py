@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..layers.drop_in import PaddingMode, is_channels_last
 from ..layers.expert_conv import ExpertConv2d
-from ..layers.expert_gate import ExpertGate
+from ..layers.expert_gate import ExpertGate, weights_of_all
+from ..layers.routed import is_written
 
 Expert = Callable[[Tensor], Tensor]
 
@@ -41,16 +42,16 @@ def route_positions(positions: Tensor, weights: Tensor, chosen: Tensor, experts:
         positions: (P, C_in).
         weights: (P, k).
         chosen: (P, k), expert numbers, no number twice per position.
-        experts: n functions from (M, C_in) to (M, C_out); with as many as k, nothing is sorted.
+        experts: n functions from (M, C_in) to (M, C_out); with as many as k, or in what is exported, nothing is sorted.
 
     Returns:
         (P, C_out).
     """
     k = chosen.shape[1]
-    if k == len(experts):
-        in_order = torch.zeros_like(weights).scatter(1, chosen, weights)
+    if k == len(experts) or is_written():
+        in_order = weights_of_all(weights, chosen, len(experts))
         parts = [_scaled(expert(positions), in_order[:, i : i + 1]) for i, expert in enumerate(experts)]
-        return torch.stack(parts).sum(0) if k > 1 else parts[0]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
     order, counts, inverse = group(chosen.flatten(), len(experts))
     blocks = positions.index_select(0, order if k == 1 else order // k).split(counts)
     y = torch.cat([expert(block) for expert, block in zip(experts, blocks)])
@@ -145,6 +146,7 @@ class PositionMoE2d(ExpertGate, ExpertConv2d):
     def _plain_inference(self, positions: Tensor) -> bool:
         return (
             not torch.is_grad_enabled()
+            and not is_written()
             and not torch.is_autocast_enabled(positions.device.type)
             and positions.dtype == self.weight.dtype
         )

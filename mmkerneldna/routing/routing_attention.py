@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.drop_in import is_channels_last
+from ..layers.routed import is_written, ranked
 
 
 def split_regions(x: Tensor, region: int) -> Tensor:
@@ -20,10 +21,9 @@ def split_regions(x: Tensor, region: int) -> Tensor:
     return x.transpose(2, 3).reshape(n, -1, region * region, channels)
 
 
-def join_regions(x: Tensor, height: int, width: int) -> Tensor:
+def join_regions(x: Tensor, height: int, width: int, region: int) -> Tensor:
     """The inverse of :func:`split_regions`: (N, R, S, C) -> (N, H, W, C)."""
-    n, _, positions, channels = x.shape
-    region = round(positions**0.5)
+    n, channels = x.shape[0], x.shape[3]
     x = x.view(n, height // region, width // region, region, region, channels)
     return x.transpose(2, 3).reshape(n, height, width, channels)
 
@@ -39,7 +39,7 @@ def best_regions(queries: Tensor, keys: Tensor, k: int) -> Tensor:
         (N, R, k).
     """
     affinity = queries @ keys.transpose(1, 2)
-    return affinity.argsort(dim=2, descending=True, stable=True)[:, :, :k]
+    return ranked(affinity, k, 2)
 
 
 def routed_attention(queries: Tensor, keys: Tensor, values: Tensor, k: int, heads: int, valid: Tensor | None = None) -> Tensor:
@@ -140,18 +140,19 @@ class RoutingAttention2d(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         height, width = x.shape[2:]
         right, below = -width % self.region, -height % self.region
-        if (right or below) and not self.pad:
+        if not self.pad and (right or below):
             raise ValueError(
                 f'RoutingAttention2d: regions of {self.region}x{self.region} do not divide a map of {height}x{width}; set '
                 'pad=True, another region, or a size_divisor for the images'
             )
         maps = self.norm(x.permute(0, 2, 3, 1))
         qkv = self.qkv(maps)
-        padded = F.pad(qkv, (0, 0, 0, right, 0, below)) if right or below else qkv
-        valid = self._valid(height, width, below, right, x.device) if right or below else None
+        pads = self.pad and (is_written() or right or below)  # what is written may get a map of another size
+        padded = F.pad(qkv, (0, 0, 0, right, 0, below)) if pads else qkv
+        valid = self._valid(height, width, below, right, x.device) if pads else None
         queries, keys, values = split_regions(padded, self.region).chunk(3, 3)
         y = routed_attention(queries, keys, values, self.top_k, self.num_heads, valid)
-        y = join_regions(y, height + below, width + right)[:, :height, :width]
+        y = join_regions(y, height + below, width + right, self.region)[:, :height, :width]
         if self.local is not None:
             y = y + self.local(qkv.chunk(3, 3)[2].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = x + self.project(y).permute(0, 3, 1, 2)

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from .gates import KeepGate, PositionGate
 from .positions import compute_positions, is_known, why_unknown
 from .stages import GatedStage, choose_blocks, install
-from .tiles import compute_tiles
+from .tiles import compute_tiles, on_positions
 
 #: sides of a decision
 TILES = (1, 8, 16, 32)
@@ -58,11 +58,7 @@ class SparseStage(GatedStage):
 
     def on_map(self, gate: KeepGate, mask: Tensor, x: Tensor) -> Tensor:
         """(N, 1, h, w) -> (N, 1, H, W): each decision for all positions of its tile."""
-        tile, (height, width) = gate.tile, x.shape[2:]
-        if tile == 1:
-            return mask
-        each = mask[:, :, :, None, :, None].expand(-1, -1, -1, tile, -1, tile)  # type: ignore[arg-type]
-        return each.reshape(len(mask), 1, mask.shape[2] * tile, mask.shape[3] * tile)[:, :, :height, :width]
+        return on_positions(mask, gate.tile, x.shape[2:])  # type: ignore[arg-type]  # a PositionGate
 
     def compute(self, gate: KeepGate, blocks: Sequence[nn.Module], x: Tensor, keep: Tensor) -> Tensor:
         """By positions or by tiles; ``x`` is overwritten."""

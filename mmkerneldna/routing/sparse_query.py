@@ -19,6 +19,7 @@ from ..errors import UsageError
 from ..layers.drop_in import at_least_fp32
 from .query_gate import QueryGate
 from .tile_towers import Tiles, halo_of, run_on_tiles, work_share
+from .tiles import on_positions
 
 QUERY = dict(level=1, tile=16, small=32.0, threshold=0.1, convs=1)
 
@@ -26,7 +27,8 @@ QUERY = dict(level=1, tile=16, small=32.0, threshold=0.1, convs=1)
 class SparseQuery(nn.Module):
     """Before a dense head of mmdet in the bases of one that computes its level 0 sparsely in inference.
 
-    ``forward`` and ``loss`` are dense on all levels (so are exported files and the GMACs that are counted of ``forward``);
+    ``forward`` and ``loss`` are dense on all levels (so are exported files, which take level 0 where it is queried, and the
+    GMACs that are counted of ``forward``);
     ``predict`` computes level 0 on the tiles that the :class:`.query_gate.QueryGate` keeps, and takes detections from nowhere
     else on that level. :func:`.keep.set_keep` sets how many; at keep 1 it is the dense head.
 
@@ -110,6 +112,11 @@ class SparseQuery(nn.Module):
             self._predict_image(i, sparse, dense, priors, x[0], sample.metainfo, rescale)
             for i, sample in enumerate(batch_data_samples)
         ]
+
+    def queried(self, x: tuple[Tensor, ...]) -> Tensor | None:
+        """Where :meth:`predict` computes level 0, (N, 1, H, W) of bool; None for everywhere."""
+        kept = self.query_gate.decide(x[self.query_level])
+        return None if kept is None else on_positions(kept, self.tile, x[0].shape[2:])
 
     def sparse_level(self, x: Tensor, kept: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         """Level 0 where it is kept.

@@ -18,6 +18,20 @@ import torch
 from torch import Tensor, nn
 
 
+def on_positions(mask: Tensor, tile: int, size: Sequence[int]) -> Tensor:
+    """Each decision for all positions of its tile: (N, 1, h, w) -> (N, 1, H, W).
+
+    Args:
+        mask: of any type.
+        tile: T.
+        size: H, W.
+    """
+    if tile == 1:
+        return mask
+    rows, columns = (torch.div(torch.arange(side, device=mask.device), tile, rounding_mode='floor') for side in size)
+    return mask.index_select(2, rows).index_select(3, columns)
+
+
 class Windows(NamedTuple):
     """Where the windows lie; all are indices of rows, those of the map (N H W, C) or of the windows (K s s, C).
 

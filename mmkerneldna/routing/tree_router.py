@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.drop_in import at_least_fp32
+from ..layers.routed import is_written
 
 #: Up to this many inputs, the weights of each one's node are gathered and only the decisions on its path computed. Above it,
 #: a level is one matrix product over all of its nodes: cheaper than to copy a row of weights per input.
@@ -53,7 +54,7 @@ class TreeRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(M, C) -> log-probabilities of the leaves, (M, n)."""
         values = at_least_fp32(self.decisions(x))
-        paths = values.new_zeros(len(x), 1)
+        paths = values.new_zeros(x.shape[0], 1)
         for level in range(self.depth):
             here = values[:, 2**level - 1 : 2 ** (level + 1) - 1]
             paths = torch.stack([paths + F.logsigmoid(-here), paths + F.logsigmoid(here)], 2).flatten(1)
@@ -62,7 +63,7 @@ class TreeRouter(nn.Module):
     @torch.no_grad()
     def walk(self, x: Tensor) -> Tensor:
         """(M, C) -> number of the leaf that each input comes to, (M,)."""
-        place = torch.zeros(len(x), dtype=torch.long, device=x.device)  # within its level
+        place = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)  # within its level
         for level in range(self.depth):
             place = 2 * place + (self._decide(x, level, place) > 0)
         if self.seen is not None and not self.training:
@@ -72,7 +73,7 @@ class TreeRouter(nn.Module):
     def _decide(self, x: Tensor, level: int, place: Tensor) -> Tensor:
         """Value of each input's own node, (M,)."""
         first, weight, bias = 2**level - 1, self.decisions.weight, self.decisions.bias
-        if len(x) <= FEW_INPUTS:
+        if not is_written() and len(x) <= FEW_INPUTS:
             nodes = first + place
             return torch.linalg.vecdot(x.to(weight.dtype), weight[nodes]) + bias[nodes]
         values = F.linear(x, weight[first : 2 * first + 1], bias[first : 2 * first + 1])

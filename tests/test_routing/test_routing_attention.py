@@ -82,7 +82,7 @@ def test_regions_are_squares_row_by_row(rows, columns, region):
     for r in range(rows * columns):
         top, left = r // columns * region, r % columns * region
         assert torch.equal(regions[:, r], x[:, top : top + region, left : left + region].flatten(1, 2))
-    assert torch.equal(join_regions(regions, rows * region, columns * region), x)
+    assert torch.equal(join_regions(regions, rows * region, columns * region, region), x)
 
 
 def test_starts_as_the_identity_and_its_gradients_reach_everything():

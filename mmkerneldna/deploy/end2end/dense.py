@@ -10,6 +10,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
+from ...routing.sparse_query import SparseQuery
 from ..export_error import ExportError
 from .boxes import check_coder, decode, place_of
 
@@ -30,7 +31,7 @@ class DenseBoxes(nn.Module):
         super().__init__()
         kind: Any = type(head)
         base = RPNHead if isinstance(head, RPNHead) else BaseDenseHead
-        if any(getattr(kind, name, None) is not getattr(base, name) for name in OWN):
+        if any(getattr(kind, name, None) not in (getattr(base, name), getattr(SparseQuery, name, None)) for name in OWN):
             raise ExportError(f'{path} is a {kind.__name__}, which turns its maps into boxes in a way of its own: not exported')
         check_coder(head.bbox_coder, path)
         self.head, self.operators = head, operators
@@ -43,8 +44,9 @@ class DenseBoxes(nn.Module):
     def forward(self, features, size) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of all levels, and H, W of the images -> boxes (N, K, 4), scores (N, K), labels (N, K); score 0: no box."""
         cls, reg, *factors = self.head(features)
+        queried = self.head.queried(features) if isinstance(self.head, SparseQuery) else None
         levels = [
-            self._level(index, maps[0], maps[1], maps[2] if factors else None, size)
+            self._level(index, maps[0], maps[1], maps[2] if factors else None, size, queried if index == 0 else None)
             for index, maps in enumerate(zip(cls, reg, *factors))
         ]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*levels))
@@ -53,10 +55,12 @@ class DenseBoxes(nn.Module):
         scores = scores * self.operators.keep(rivals, scores, self.iou, self.limit)
         return best(self.operators, boxes, scores, labels, self.limit)
 
-    def _level(self, index: int, cls: Tensor, reg: Tensor, factor: Tensor | None, size) -> tuple[Tensor, Tensor, Tensor]:
-        """The most probable (prior, class) pairs of a level; a score of 0 is below the threshold."""
+    def _level(self, index, cls: Tensor, reg: Tensor, factor: Tensor | None, size, where: Tensor | None) -> tuple[Tensor, ...]:
+        """The most probable (prior, class) pairs of a level, ``where`` it is looked at; a score of 0 is below the threshold."""
         priors = self.head.prior_generator.single_level_grid_priors(cls.shape[2:], index, torch.float32, 'cpu')
         scores = self._probabilities(_rows(cls, self.head.cls_out_channels))
+        if where is not None:
+            scores = scores * _rows(where.expand(-1, self.head.prior_generator.num_base_priors[0], -1, -1), 1)
         classes, total = scores.shape[2], scores.flatten(1)
         chosen, places = self.operators.top(torch.where(total > self.least_score, total, 0), self.count)
         rows = torch.div(places, classes, rounding_mode='floor')
