@@ -3,11 +3,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 import mmkerneldna  # noqa: F401  (registers everything)
+
+# the same examples in every run, however slow the machine is
+settings.register_profile('suite', derandomize=True, deadline=None)
+settings.load_profile('suite')
 
 
 @pytest.fixture(autouse=True)
