@@ -74,7 +74,7 @@ def parse_args():
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1])
     parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
-    parser.add_argument('--backends', nargs='+', choices=BACKENDS, default=['torch'], help='backend=, of backbone')
+    parser.add_argument('--backends', nargs='+', choices=BACKENDS, default=['torch'], help='backend=')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
@@ -135,17 +135,26 @@ def backbone(depth: int, batch: int, size, args) -> None:
         for name, sharing in (('static', None), ('kdna', 'default'))
     }
     models, baselines = {f'{name} eager': net for name, net in nets.items()}, {'kdna eager': ['static eager']}
-    for mode, backend in product(args.modes, args.backends):
-        tag = ' '.join(['deployed', *[mode] * (mode != 'false'), *[backend] * (backend != 'torch')])
+    for tag, mode in modes_of(args).items():
         for name, net in nets.items():
             gate = args.gate if name == 'kdna' else 'torch'
-            models[f'{name} {tag}'] = deploy(net, compile=MODES[mode], gate=gate, backend=backend, **options)
+            models[f'{name} {tag}'] = deploy(net, gate=gate, **mode, **options)
             baselines[f'{name} {tag}'] = [f'{name} eager'] + ([f'static {tag}'] if name == 'kdna' else [])
     taken = measure(calls_of(models, batch, size, args), args)
     for name in nets if 'auto' in args.backends else ():
         baselines[f'{name} deployed auto'].append(fastest(taken, f'{name} deployed', 'auto'))
         Console().print(f'{name}: auto took {models[f"{name} deployed auto"].deploy_report.backends}')
     show(f'ResNet-{depth} backbone, batch {batch}, {size[0]}x{size[1]}, deployed in {args.dtype}', taken, baselines, args)
+
+
+def modes_of(args) -> dict[str, dict]:
+    """Name -> options of every way to deploy that was asked for."""
+    return {
+        ' '.join(['deployed', *[mode] * (mode != 'false'), *[backend] * (backend != 'torch')]): dict(
+            compile=MODES[mode], backend=backend
+        )
+        for mode, backend in product(args.modes, args.backends)
+    }
 
 
 def calls_of(models: dict[str, nn.Module], batch: int, size, args) -> dict[str, Callable]:
@@ -234,11 +243,9 @@ def parts(size, args) -> None:
         cfg = get_config(path)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             models[f'{name} eager'] = randomised(MODELS.build(cfg.model)).to(args.device)
-    for mode in args.modes:
-        tag = 'deployed' if mode == 'false' else f'deployed {mode}'
-        models[f'kdna {tag}'] = deploy(
-            models['kdna eager'], compile=MODES[mode], cuda_graph=args.cuda_graph, gate=args.gate, dtype=DTYPES[args.dtype]
-        )
+    options = dict(cuda_graph=args.cuda_graph, gate=args.gate, dtype=DTYPES[args.dtype])
+    for tag, mode in modes_of(args).items():
+        models[f'kdna {tag}'] = deploy(models['kdna eager'], **mode, **options)
     images = torch.randn(1, 3, *size, device=args.device)
     workload = Workload(1, size, args.device, proposals=args.proposals)
     for part, make in (

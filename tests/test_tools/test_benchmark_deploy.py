@@ -1,10 +1,18 @@
-"""tools/benchmark_deploy.py: whole detectors do equal work."""
+"""tools/benchmark_deploy.py: whole detectors do equal work, and what its tables say."""
 
+import re
+from functools import partial
+
+import mmdet.models.backbones
 import pytest
 from mmdet.models.roi_heads import StandardRoIHead
 from tiny_runs import run_tool
 
+import mmkerneldna.backbones
+import mmkerneldna.deploy.backends
+
 SMALL = ['mmkerneldna::shapes/faster-rcnn_r18_fpn_shapes.py', 'mmkerneldna::shapes/faster-rcnn_kdna-r18_fpn_shapes.py']
+TINY = ['--rounds', '1', '--device', 'cpu', '--size', '64']
 PARTS = ['parts', '--rounds', '1', '--device', 'cpu', '--size', '64x96']
 
 
@@ -42,3 +50,29 @@ def test_eager_and_deployed_detectors_get_the_same_proposals(boxes, capsys):
 def test_the_default_is_too_many_for_a_tiny_image(boxes, capsys):
     assert run_tool('benchmark_deploy.py', PARTS) == 2
     assert 'error: 1000 proposals per image: an image of 64x96 has' in capsys.readouterr().err and not boxes
+
+
+def narrow(monkeypatch, home, name):
+    """Eight channels for a backbone of a tool."""
+    monkeypatch.setattr(home, name, partial(getattr(home, name), base_channels=8))
+
+
+def test_kernels_that_stay_shared(monkeypatch, capsys):
+    narrow(monkeypatch, mmdet.models.backbones, 'ResNet')
+    assert run_tool('benchmark_deploy.py', ['shared', *TINY]) == 0
+    printed = ' '.join(capsys.readouterr().out.split())
+    shared = re.search(r'half, shared: file .*? \((.*?) of static\), weights in memory .*? MB \((.*?)\)', printed)
+    assert shared and all(0.4 < float(ratio) < 0.65 for ratio in shared.groups())
+
+
+def test_a_row_per_backend(monkeypatch, capsys):
+    pytest.importorskip('onnxruntime')
+    narrow(monkeypatch, mmkerneldna.backbones, 'KDNAResNet')
+    monkeypatch.setattr(mmkerneldna.deploy.backends, '_usable', lambda name, dtype: name == 'onnxruntime')
+    flags = ['--depth', '18', '--backends', 'torch', 'auto']
+    assert run_tool('benchmark_deploy.py', ['backbone', *TINY, *flags]) == 0
+    printed = capsys.readouterr().out
+    for name in ('static', 'kdna'):
+        assert re.search(f"{name}: auto took {{'KDNAResNet at 1x3x64x64': '(torch|onnxruntime)'}}", printed)
+        for row in ('eager', 'deployed', 'deployed auto'):
+            assert re.search(f'│ {name} {row} +│', printed)
