@@ -9,7 +9,7 @@ from .routing_attention import RoutingAttention2d
 from .routing_neck import RoutingNeck
 from .skip_blocks import skip_blocks
 from .sparse_blocks import sparse_blocks
-from .sparse_query import SparseQueryFCOSHead, SparseQueryRetinaHead
+from .sparse_query import SparseQueryFCOSHead, SparseQueryGFLHead, SparseQueryRetinaHead
 from .tree_router import TreeRouter, record_leaves
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     'RoutingAttention2d',
     'RoutingNeck',
     'SparseQueryFCOSHead',
+    'SparseQueryGFLHead',
     'SparseQueryRetinaHead',
     'TreeRouter',
     'build_position_ffns',

@@ -10,7 +10,7 @@ Letters: N batch, C channels, H W the finest level, M tiles of T x T positions.
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import FCOSHead, RetinaHead
+from mmdet.models.dense_heads import FCOSHead, GFLHead, RetinaHead
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..layers.drop_in import at_least_fp32
 from .query_gate import QueryGate
-from .tile_towers import Tiles, halo_of, run_on_tiles, work_share
+from .tile_towers import Tiles, conv_of, halo_of, run_on_tiles, work_share
 from .tiles import on_positions
 
 QUERY = dict(level=1, tile=16, small=32.0, threshold=0.1, convs=1)
@@ -43,7 +43,7 @@ class SparseQuery(nn.Module):
             divide, or towers that need the whole map (GroupNorm, a dynamic convolution).
     """
 
-    predictors: tuple[str, ...] = ()
+    predictors: tuple[str, ...] = ()  # in the order of what forward_single returns
     # what the dense head has
     in_channels: int
     norm_cfg: Any
@@ -141,8 +141,8 @@ class SparseQuery(nn.Module):
 
     def _on_tiles(self, x: Tensor, tiles: Tiles) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         if not len(tiles):
-            empty = tiles.positions.new_zeros(0)
-            return [(empty, ())] * len(x)
+            nothing = tuple(x.new_zeros(conv_of(predictor).out_channels, 0) for predictor in self._layers()[1])
+            return [(tiles.positions.new_zeros(0), nothing)] * len(x)
         outputs = run_on_tiles(lambda cut: self.forward_single(cut, *self._extras(0)), x, tiles, *self._layers())
         flat = [y.flatten(2).transpose(0, 1) for y in outputs]  # (K, M, T T)
         return [(tiles.positions[own], tuple(y[:, own] for y in flat)) for own in self._own(tiles, len(x))]
@@ -153,12 +153,10 @@ class SparseQuery(nn.Module):
         return [tiles.inside & (tiles.image == i)[:, None] for i in range(images)]
 
     def _predict_image(self, i: int, sparse, dense, priors, finest: Tensor, meta: dict, rescale: bool):
-        """One image: level 0 stands as a map of one row, which the post-processing takes as any other."""
+        """One image: level 0 stands as a map of one row, perhaps an empty one, which the post-processing takes as any other."""
         positions, values = sparse[i]
-        outputs = [tuple(y[i] for y in level) for level in dense]
-        if len(positions):
-            outputs = [tuple(y[:, None] for y in values), *outputs]
-            priors = [self._sparse_priors(positions, finest), *priors]
+        outputs = [tuple(y[:, None] for y in values), *(tuple(y[i] for y in level) for level in dense)]
+        priors = [self._sparse_priors(positions, finest), *priors]
         # NMS takes no half precision
         columns: list[Any] = [[at_least_fp32(y) for y in column] for column in zip(*outputs)]
         scores, boxes, *factors = columns
@@ -214,3 +212,13 @@ class SparseQueryFCOSHead(SparseQuery, FCOSHead):
 
     def _extras(self, level: int) -> tuple:
         return self.scales[level], self.strides[level]
+
+
+@MODELS.register_module()
+class SparseQueryGFLHead(SparseQuery, GFLHead):
+    """GFL's head with a sparse finest level; see :class:`SparseQuery`. Its towers need ``norm_cfg=None`` or BN."""
+
+    predictors = ('gfl_cls', 'gfl_reg')
+
+    def _extras(self, level: int) -> tuple:
+        return (self.scales[level],)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
@@ -30,6 +31,18 @@ FCOS = dict(
     centerness_on_reg=True,
 )
 
+GFL = dict(
+    type='SparseQueryGFLHead',
+    anchor_generator=dict(
+        type='AnchorGenerator', octave_base_scale=8, scales_per_octave=1, ratios=[1.0], center_offset=0.5, strides=STRIDES
+    ),
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+    loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    reg_max=4,
+    norm_cfg=None,
+    train_cfg=ConfigDict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False),
+)
+
 
 def build_head(cfg, query=None, **options):
     cfg = dict(
@@ -37,9 +50,8 @@ def build_head(cfg, query=None, **options):
         in_channels=8,
         feat_channels=8,
         stacked_convs=2,
-        train_cfg=TRAIN,
         test_cfg=copy.deepcopy(TEST),
-        **cfg,
+        **{'train_cfg': TRAIN, **cfg},
         **options,
     )
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -85,6 +97,7 @@ HEADS = [
     pytest.param(dict(RETINA, **BN), id='retina-bn'),
     pytest.param(dict(FCOS), id='fcos'),
     pytest.param(dict(FCOS, **BN), id='fcos-bn'),
+    pytest.param(dict(GFL, **BN), id='gfl-bn'),
 ]
 
 
@@ -109,7 +122,7 @@ def test_sparse_is_dense_at_the_queried_positions(cfg, kind, size, batch):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-@pytest.mark.parametrize('cfg', HEADS[::2])
+@pytest.mark.parametrize('cfg', HEADS[::2])  # one of each, and none kept in the second image
 def test_predicts_what_a_dense_head_finds_there(cfg, channels_last):
     """A head that sees minus infinity at every position that is not queried."""
     head, x = build_head(cfg, dict(threshold=0.5)), features(160, 224)
@@ -136,16 +149,32 @@ def test_predicts_what_a_dense_head_finds_there(cfg, channels_last):
 
 
 @torch.no_grad()
-def test_keep_moves_from_everything_to_little():
-    head, x = build_head(RETINA), features(160, 224)
+@pytest.mark.parametrize('cfg', HEADS[::2])
+def test_keep_moves_from_everything_to_nothing(cfg):
+    head, x = build_head(cfg), features(160, 224)
     head.test_cfg.score_thr = 0.3
-    dense = head.predict_by_feat(*head(x), batch_img_metas=[s.metainfo for s in samples()])
-    head.query_gate.set_threshold(-torch.inf)
-    for ours, theirs in zip(head.predict(x, samples()), dense):
-        assert torch.equal(ours.scores, theirs.scores)
-    head.query_gate.set_threshold(1e6)
-    nothing = head.predict(x, samples())
-    assert all(len(result) for result in nothing)  # the coarser levels are there all the same
+    outputs, metas = [list(levels) for levels in head(x)], [s.metainfo for s in samples()]
+    dense = head.predict_by_feat(*outputs, batch_img_metas=metas)
+    outputs[0][0] = torch.full_like(outputs[0][0], -torch.inf)
+    coarser = head.predict_by_feat(*outputs, batch_img_metas=metas)
+    for threshold, expected in ((-torch.inf, dense), (1e6, coarser)):
+        head.query_gate.set_threshold(threshold)
+        for ours, theirs in zip(head.predict(x, samples()), expected):
+            assert len(ours) and torch.equal(ours.scores, theirs.scores) and torch.equal(ours.bboxes, theirs.bboxes)
+
+
+def test_gfl_trains_and_takes_mmdets_config():
+    head, x = build_head(GFL).train(), features(160, 224)
+    losses = head.loss(x, samples())
+    assert set(losses) == {'loss_cls', 'loss_bbox', 'loss_dfl', 'loss_query'}
+    sum(sum(loss) if isinstance(loss, list) else loss for loss in losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    cfg = get_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py').model
+    cfg.bbox_head.type, cfg.bbox_head.anchor_generator.strides = 'SparseQueryGFLHead', [4, 8, 16, 32, 64]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        with pytest.raises(UsageError, match='its towers need all of it.*GN'):  # mmdet's default
+            MODELS.build(cfg.bbox_head)
+        assert MODELS.build(dict(cfg.bbox_head, norm_cfg=dict(type='BN'))).query_gate.stride == 8
 
 
 def test_trains_on_small_boxes():
