@@ -1,96 +1,68 @@
-"""Pictures of what gates decide: the computed parts of each image, and which images skip which blocks."""
+"""Pictures of what a model decides: computed parts of each image, experts of its positions, images that skip blocks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..anatomy import unwrap
-from ..routing.gates import PositionGate
-from ..routing.keep import Decisions, keep_gates
-from ..routing.stages import GatedStage
+from ..routing.tiles import on_positions
 from .panels import side_by_side
+from .routing_record import Seen
 
 #: what is not computed is shown so dark
 DIMMED = 0.25
+#: weight of the colours of experts over the picture
+OVERLAY = 0.55
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the gates decided on one image.
-
-    Attributes:
-        masks: {gate: (h, w) of bool}; (1, 1) of a gate that decides per image.
-        maps: {gate: H, W of the map it decides on}.
-    """
-
-    masks: dict[str, Tensor]
-    maps: dict[str, tuple[int, int]]
-
-
-class MapSizes:
-    """Notes, during a ``with``, the size of the map that each gate decides on.
-
-    Args:
-        model: with gates.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = unwrap(model)
-        self.sizes: dict[str, tuple[int, int]] = {}
-
-    def __enter__(self) -> dict[str, tuple[int, int]]:
-        paths = {gate: path for path, gate in keep_gates(self.model).items()}
-
-        def note(stage: GatedStage, args: tuple, output: Tensor) -> None:
-            for gate, _ in stage._units:
-                if gate is not None:
-                    self.sizes[paths[gate]] = (output.shape[2], output.shape[3])
-
-        self.hooks = [m.register_forward_hook(note) for m in self.model.modules() if isinstance(m, GatedStage)]
-        return self.sizes
-
-    def __exit__(self, *exc) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-
-def last_decisions(seen: Decisions, maps: Mapping[str, tuple[int, int]]) -> Seen:
-    """Of the last image that was run."""
-    masks = {path: masks[-1][-1, 0].cpu() for path, masks in seen.masks().items() if masks}
-    return Seen(masks, {path: maps[path] for path in masks})
-
-
-def paint_masks(picture: np.ndarray, seen: Seen, gates: Mapping[str, nn.Module]) -> np.ndarray | None:
-    """The picture once per gate that decides per position, dimmed where nothing is computed; None without such gates.
+def paint_masks(picture: np.ndarray, seen: Seen) -> np.ndarray | None:
+    """The picture once per gate that decides over a map, dimmed where nothing is computed; None without such gates.
 
     Args:
         picture: (H, W, 3), RGB, uint8; the net saw it scaled.
         seen: what was decided.
-        gates: {path: gate}.
     """
-    shown = {path: mask for path, mask in seen.masks.items() if isinstance(gates[path], PositionGate)}
+    if not seen.tiles:
+        return None
+    panels = []
+    for path, tile in seen.tiles.items():
+        each = on_positions(seen.masks[path][None, None], tile, seen.maps[path])[0, 0]
+        light = _on_picture(each, seen.inside, picture) > 0.5
+        panels.append((picture * np.where(light, 1.0, DIMMED)[:, :, None]).astype(np.uint8))
+    captions = [[short_name(path), f'{seen.masks[path].float().mean():.0%} computed'] for path in seen.tiles]
+    return side_by_side(panels, captions)
+
+
+def paint_experts(picture: np.ndarray, seen: Seen) -> np.ndarray | None:
+    """The picture once per layer that sends positions to experts, each in its colour; None without such layers.
+
+    Colours are matplotlib's tab20, in the order of the experts (or leaves).
+    """
+    shown = {path: numbers for path, numbers in seen.numbers.items() if numbers.numel() > 1}
     if not shown:
         return None
-    pictures = [_dimmed(picture, mask, gates[path].tile, seen.maps[path]) for path, mask in shown.items()]  # type: ignore[arg-type]
-    captions = [[short_name(path), f'{mask.float().mean():.0%} computed'] for path, mask in shown.items()]
-    return side_by_side(pictures, captions)
+    colours = 255 * np.asarray(colormaps['tab20'].colors)  # type: ignore[attr-defined]
+    panels = []
+    for numbers in shown.values():
+        place = _on_picture(numbers, seen.inside, picture).astype(int)
+        panels.append(((1 - OVERLAY) * picture + OVERLAY * colours[place % len(colours)]).astype(np.uint8))
+    return side_by_side(panels, [[path] for path in shown])
 
 
-def _dimmed(picture: np.ndarray, mask: Tensor, tile: int, size: tuple[int, int]) -> np.ndarray:
-    each = mask.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[: size[0], : size[1]]
-    on_picture = F.interpolate(each[None, None].float(), picture.shape[:2])[0, 0]
-    return (picture * torch.where(on_picture > 0.5, 1.0, DIMMED)[:, :, None].numpy()).astype(np.uint8)
+def _on_picture(values: Tensor, inside: tuple[float, float], picture: np.ndarray) -> np.ndarray:
+    """Values of a map, (h, w), at the pixels of a picture, (H, W)."""
+    height, width = (max(1, round(part * side)) for part, side in zip(inside, values.shape))
+    return F.interpolate(values[None, None, :height, :width].double(), picture.shape[:2])[0, 0].numpy()
 
 
-def block_figure(names: Sequence[str], seen: Sequence[Seen], gates: Mapping[str, nn.Module]) -> Figure | None:
+def block_figure(names: Sequence[str], seen: Sequence[Seen]) -> Figure | None:
     """A line per image, a column per gate that decides per image, green where the block was called; None without such gates."""
-    columns = [path for path in seen[0].masks if not isinstance(gates[path], PositionGate)]
+    columns = [path for path in seen[0].masks if path not in seen[0].tiles]
     if not columns:
         return None
     called = torch.stack([torch.stack([one.masks[path].flatten()[0] for path in columns]) for one in seen])
@@ -108,5 +80,6 @@ def block_figure(names: Sequence[str], seen: Sequence[Seen], gates: Mapping[str,
 
 
 def short_name(path: str) -> str:
-    """``layer3.2`` of ``backbone.routing_gates.layer3_2``."""
-    return path.rpartition('routing_gates.')[2].replace('_', '.')
+    """``layer3.2`` of ``backbone.routing_gates.layer3_2``; other paths as they are."""
+    _, bank, name = path.rpartition('routing_gates.')
+    return name.replace('_', '.') if bank else path

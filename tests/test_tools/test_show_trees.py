@@ -10,7 +10,6 @@ from mmengine.registry import MODELS, DefaultScope
 from tiny_runs import ROOT, run_tool
 
 from mmkerneldna import launch
-from mmkerneldna.launch.leaf_pictures import paint_leaves
 
 CONFIG = """
 _base_ = {base!r}
@@ -64,12 +63,6 @@ def test_prints_paints_and_lists(run):
         assert sorted(row['leaves']['backbone.layer4.1.conv2.gate']) == [0, 1]
         picture = cv2.imread(str(folder / f'out/leaves/{row["image"]}.png'))
         assert picture is not None and picture.shape[1] > 3 * 100
-
-
-def test_colours_are_those_of_the_leaves():
-    painted = paint_leaves(np.zeros((4, 4, 3), np.uint8), torch.tensor([0, 0, 0, 3]), (2, 2))
-    assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 2
-    assert (painted[:2] == painted[0, 0]).all() and (painted[2:, 2:] == painted[3, 3]).all()
 
 
 def test_refuses_a_model_without_trees(run, tmp_path, capsys):
