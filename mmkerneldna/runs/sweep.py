@@ -29,7 +29,8 @@ def sweep_figure(rows: Sequence[Row], metric: str) -> Figure:
     axis = figure.subplots()
     shown = [row for row in rows if row.get('score') is not None and row.get('latency_mean_ms') is not None]
     for swept, label, style in ((True, 'one model, keep rate set afterwards', 'o-'), (False, 'static nets', 's--')):
-        line = sorted((row for row in shown if (row.get('keep') is not None) == swept), key=lambda row: row['latency_mean_ms'])
+        order = 'keep' if swept else 'latency_mean_ms'
+        line = sorted((row for row in shown if (row.get('keep') is not None) == swept), key=lambda row: row[order])
         if not line:
             continue
         axis.plot([row['latency_mean_ms'] for row in line], [row['score'] for row in line], style, label=label)
