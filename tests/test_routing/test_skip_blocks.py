@@ -1,10 +1,7 @@
 import copy
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers import assert_same, randomise
 from mmdet.models.backbones import MobileNetV2, ResNet
 from mmengine.registry import MODELS, DefaultScope
@@ -241,33 +238,6 @@ def test_half_precision_and_activation_checkpointing():
     IMAGES.requires_grad_(False)
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters() if p.requires_grad)
-
-
-def _train_distributed(rank, folder):
-    torch.set_num_threads(1)
-    limit = timedelta(minutes=2)  # a lost process is an error, not a wait for ever
-    dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2, timeout=limit)
-    try:
-        net = skip_blocks(resnet(norm_eval=False), 0.5)
-        net.train()
-        for gate in net.routing_gates.values():
-            nn.init.constant_(gate.fc2.bias, 0.0)
-        ddp = nn.parallel.DistributedDataParallel(net)
-        for step in range(3):  # an unused parameter would raise in the second step
-            torch.manual_seed(10 * step + rank)
-            sum(y.mean() for y in ddp(torch.randn(1 + rank, 3, 33, 40))).backward()
-        grads = torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])
-        others = [torch.empty_like(grads) for _ in range(2)]
-        dist.all_gather(others, grads)
-        assert torch.equal(*others)
-        dist.barrier()  # one that leaves first would keep the other waiting
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_gloo_available(), reason='torch is built without gloo')
-def test_two_processes_that_skip_other_blocks(tmp_path):
-    mp.spawn(_train_distributed, (str(tmp_path),), nprocs=2)
 
 
 def test_a_copy_and_a_saved_state_decide_alike(tmp_path):
