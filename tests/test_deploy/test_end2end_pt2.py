@@ -1,6 +1,6 @@
 """A pt2 package without operators of mmcv or of this package: its loops, as a model, and by the example that runs such files.
 
-Compiling takes half a minute even for a small net, so one package serves all of it.
+Compiling takes half a minute even for a small net, so one package in one test (workers don't share fixtures) serves all of it.
 """
 
 import subprocess
@@ -55,9 +55,13 @@ class LoopDetector(nn.Module):
         return boxes[kept], torch.cat(rows).mean((1, 2, 3)) / 255, levels[kept]
 
 
-@pytest.fixture(scope='module')
-def package(tmp_path_factory):
-    path = tmp_path_factory.mktemp('pt2') / 'net.pt2'
+def test_a_package_finds_what_mmcvs_operators_find(tmp_path):
+    package = write_package(tmp_path / 'net.pt2')
+    check_model(package)
+    check_example(package, tmp_path)
+
+
+def write_package(path):
     example = torch.randint(255, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_aot_package(torch.export.export(LoopDetector().eval(), (example,), strict=False), str(path))
     write_meta(path, FileMeta('detection', classes=CLASSES, size=[SIDE, SIDE], batch=1, outputs=['dets', 'labels']))
@@ -70,7 +74,7 @@ def predict(model, images):
     return model.test_step(dict(inputs=images, data_samples=samples))
 
 
-def test_a_package_as_a_model_finds_what_mmcvs_operators_find(package):
+def check_model(package):
     net, model = LoopDetector(), ExportedModel(str(package))
     images = list(torch.randint(255, (3, 3, SIDE, SIDE), dtype=torch.uint8))
     found = predict(model, images)
@@ -84,15 +88,15 @@ def test_a_package_as_a_model_finds_what_mmcvs_operators_find(package):
         predict(model, [image[:, :32] for image in images])
 
 
-def test_the_example_finds_and_draws_the_same(package, tmp_path):
+def check_example(package, folder):
     image = torch.randint(255, (3, SIDE, SIDE), dtype=torch.uint8)  # BGR
-    Image.fromarray(image.flip(0).permute(1, 2, 0).numpy()).save(tmp_path / 'photo.png')
+    Image.fromarray(image.flip(0).permute(1, 2, 0).numpy()).save(folder / 'photo.png')
     example = Path(__file__).resolve().parents[2] / 'examples' / 'run_torch_pt2.py'
     argv = [sys.executable, str(example), str(package), 'photo.png', '--score-thr', '0']
-    run = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run(argv, capture_output=True, text=True, cwd=folder)
     assert run.returncode == 0, run.stderr
     _, scores, labels = LoopDetector().by_mmcv(image)
     said = [line.split(' at ')[0].split() for line in run.stdout.splitlines()[:-1]]
     assert [name for name, _ in said] == [CLASSES[label] for label in labels] and len(said) > 3
     assert [float(score) for _, score in said] == pytest.approx(scores.tolist(), abs=2e-3)
-    assert Image.open(tmp_path / 'out.png').tobytes() != Image.open(tmp_path / 'photo.png').tobytes()
+    assert Image.open(folder / 'out.png').tobytes() != Image.open(folder / 'photo.png').tobytes()
