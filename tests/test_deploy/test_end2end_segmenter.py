@@ -61,7 +61,7 @@ def test_a_file_that_disagrees_leaves_nothing(tmp_path, monkeypatch):
     model = segmenter('fcn')
     other = segmenter('fcn')
     nn.init.normal_(other.decode_head.conv_seg.weight)
-    monkeypatch.setattr('mmkerneldna.deploy.end2end.export.lean_copy', lambda _: other)
+    monkeypatch.setattr('mmkerneldna.deploy.end2end.export.lean_copy', lambda _, shared: other)
     with pytest.raises(ExportError, match='does not agree with torch, no file is left'):
         export_whole(model, EndToEnd(tmp_path / 'net.xml', 'openvino', (72, 100), 'none'))
     assert not list(tmp_path.iterdir())
