@@ -187,17 +187,18 @@ class ImageGate(KeepGate):
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, 1, 1)."""
-        features = F.layer_norm(_grid_mean(at_least_fp32(x)), (self.fc1.in_features,)).to(self.fc1.weight.dtype)
+        features = F.layer_norm(_grid_mean(x), (self.fc1.in_features,)).to(self.fc1.weight.dtype)
         return at_least_fp32(self.fc2(self.fc1(features).relu()))[:, :, None, None]
 
 
 def _grid_mean(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C), over a grid of at most :data:`SAMPLES` positions per side."""
+    """(N, C, H, W) -> (N, C), at least fp32, over a grid of at most :data:`SAMPLES` positions per side."""
     height, width = x.shape[2:]
     steps = (height + SAMPLES - 1) // SAMPLES, (width + SAMPLES - 1) // SAMPLES
     if not is_written():
-        return x[:, :, :: steps[0], :: steps[1]].mean((2, 3))
+        return at_least_fp32(x[:, :, :: steps[0], :: steps[1]]).mean((2, 3))
     rows, columns = (torch.arange(side, device=x.device) % step == 0 for side, step in zip((height, width), steps))
+    x = at_least_fp32(x)
     grid = (rows[:, None] & columns).to(x.dtype)  # a step that goes with the size can't be written
     return (x * grid).sum((2, 3)) / grid.sum()
 

@@ -16,10 +16,10 @@ from mmkerneldna.deploy.packed_linear import PackedLinear
 from mmkerneldna.deploy.packing import pack_layers, packed_weight_bytes
 
 
-def packed_calls(monkeypatch):
-    """Counts the calls of oneDNN's packed convolution."""
-    calls, real = [], torch.ops.mkldnn._convolution_pointwise
-    monkeypatch.setattr(torch.ops.mkldnn, '_convolution_pointwise', lambda *args: calls.append(args[0].shape) or real(*args))
+def packed_calls(monkeypatch, name='_convolution_pointwise'):
+    """Counts the calls of one of oneDNN's packed functions."""
+    calls, real = [], getattr(torch.ops.mkldnn, name)
+    monkeypatch.setattr(torch.ops.mkldnn, name, lambda *args: calls.append(args[0].shape) or real(*args))
     return calls
 
 
@@ -161,13 +161,6 @@ def test_nothing_is_packed_without_onednn(monkeypatch):
     assert pack_layers(net) == 0 and type(net[0]) is nn.Conv2d
 
 
-def linear_calls(monkeypatch):
-    """Counts the calls of oneDNN's packed fully connected layer."""
-    calls, real = [], torch.ops.mkldnn._linear_pointwise
-    monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', lambda *args: calls.append(args[0].shape) or real(*args))
-    return calls
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     columns=st.integers(1, 40),
@@ -188,7 +181,7 @@ def test_fully_connected_layers_equal_linear(columns, out, bias, rows):
 
 def test_a_matrix_is_packed_once_and_again_when_it_changes(monkeypatch):
     linear = nn.Linear(6, 4).requires_grad_(False)
-    packed, x, calls = PackedLinear(linear), torch.randn(5, 6), linear_calls(monkeypatch)
+    packed, x, calls = PackedLinear(linear), torch.randn(5, 6), packed_calls(monkeypatch, '_linear_pointwise')
     packed(x)
     kept = packed.packed.layouts()
     packed(x[:4])
@@ -200,7 +193,7 @@ def test_a_matrix_is_packed_once_and_again_when_it_changes(monkeypatch):
 
 def test_rows_that_are_not_packed_run_plainly(monkeypatch):
     linear = nn.Linear(6, 4)
-    packed, calls = PackedLinear(linear), linear_calls(monkeypatch)
+    packed, calls = PackedLinear(linear), packed_calls(monkeypatch, '_linear_pointwise')
     x = torch.randn(5, 6, requires_grad=True)
     torch.testing.assert_close(packed(x), linear(x))
     with torch.no_grad():
