@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,18 @@ from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.datasets import ShapesSpec, check_data, generate_shapes, override_data_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-VARIANTS = [path for folder in ('shapes', 'bccd', 'camvid') for path in sorted((CONFIGS / folder).glob('*_kdna-*.py'))]
+SMALL_SETS = [path for folder in ('shapes', 'bccd', 'camvid') for path in sorted((CONFIGS / folder).glob('*.py'))]
+VARIANTS = [path for path in SMALL_SETS if '_kdna-' in path.name]
 STATIC = [path.with_name(path.name.replace('kdna-', '')) for path in VARIANTS]
-SMALL_SETS = STATIC + VARIANTS
+
+
+@cache
+def _parse(path):
+    return Config.fromfile(path)
+
+
+def parse(path):
+    return deepcopy(_parse(path))
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +45,8 @@ def flat(node, prefix=''):
 
 @pytest.mark.parametrize('path', VARIANTS, ids=lambda path: path.stem)
 def test_a_variant_changes_the_backbone_and_nothing_else(path):
-    static = flat(Config.fromfile(STATIC[VARIANTS.index(path)]).to_dict())
-    variant = flat(Config.fromfile(path).to_dict())
+    static = flat(parse(STATIC[VARIANTS.index(path)]).to_dict())
+    variant = flat(parse(path).to_dict())
     changed = {key for key in static.keys() | variant.keys() if static.get(key) != variant.get(key)}
     assert changed == {'model.backbone.type'}
     assert variant['model.backbone.type'] == 'KDNAResNet'
@@ -43,7 +54,7 @@ def test_a_variant_changes_the_backbone_and_nothing_else(path):
 
 @pytest.mark.parametrize('path', SMALL_SETS, ids=lambda path: path.stem)
 def test_every_head_has_the_classes_of_the_data(path):
-    cfg = Config.fromfile(path)
+    cfg = parse(path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         leaf = cfg.train_dataloader.dataset
         classes = DATASETS.build(dict(leaf, pipeline=[], lazy_init=True)).metainfo['classes']
@@ -54,14 +65,14 @@ def test_every_head_has_the_classes_of_the_data(path):
 
 @pytest.mark.parametrize('path', SMALL_SETS, ids=lambda path: path.stem)
 def test_the_data_root_is_one_variable(path):
-    cfg = Config.fromfile(path)
+    cfg = parse(path)
     override_data_root(cfg, '/elsewhere')
     left = [key for key, value in flat(cfg.to_dict()).items() if isinstance(value, str) and value.startswith('data/')]
     assert left == []
 
 
 def small_run(name, root, work_dir, **loop):
-    cfg = Config.fromfile(CONFIGS / 'shapes' / name)
+    cfg = parse(CONFIGS / 'shapes' / name)
     override_data_root(cfg, str(root))
     cfg.work_dir = str(work_dir)
     cfg.train_cfg.update(loop)
@@ -114,6 +125,6 @@ def _with_corrupt_images(shapes, copy):
 @pytest.mark.skipif('MMKDNA_DATA' not in os.environ, reason='MMKDNA_DATA names no folder with bccd/ and camvid/')
 @pytest.mark.parametrize('path', [p for p in SMALL_SETS if p.parent.name != 'shapes'], ids=lambda path: path.stem)
 def test_real_data_pass_the_checks(path):
-    cfg = Config.fromfile(path)
+    cfg = parse(path)
     override_data_root(cfg, os.path.join(os.environ['MMKDNA_DATA'], path.parent.name))
     assert check_data(cfg, ('train', 'val', 'test')) == []
