@@ -24,6 +24,7 @@ WARNINGS: list[dict[str, Any]] = [
     dict(message=r'.*pin_memory'),
     dict(message=r'Failed to add .*VisBackend'),
     dict(message=r'.*is out of bounds, the drawn'),
+    dict(message=r'The draw is False'),  # mmseg's visualisation hook, which nobody asked to draw
     dict(message=r'.*instance named of visualizer has been created'),  # mmengine, at the second Runner of a process
 ]
 LOGS = re.compile(r'will be deprecated|is the alias of|The prefix is not set in metric class|Failed to search registry')

@@ -36,6 +36,7 @@ from mmkerneldna.launch.arguments import (
     number,
 )
 from mmkerneldna.launch.images import add_image_arguments, find_images
+from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.sharing import parse_plan, set_sharing, without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
 from mmkerneldna.sharing import resolve_plan
@@ -99,32 +100,39 @@ def settings(args) -> Reconstruction:
     return Reconstruction(max(args.steps, 1), args.lr, seed=args.seed, amp=args.amp, state_file=str(state), progress=True)
 
 
+def derive_and_write(args):
+    """The report, and what was written."""
+    install_safe_loading(args.unsafe_checkpoint)
+    check_out(args.out)
+    cfg = launch.load_config(args.config, args.cfg_options, variant=args.variant)
+    launch.unsync_batch_norm(cfg)
+    checkpoint = fetch(args.source)
+    set_sharing(cfg, find_plan(args, cfg, checkpoint), args.residual_rank)
+    torch.manual_seed(args.seed)
+    model = build_from_config(cfg).to(args.device)
+    reconstruction = settings(args)
+    report = derive(
+        model,
+        checkpoint,
+        find_images(args, cfg, model),
+        steps=args.steps,
+        parents=args.parents,
+        reconstruction=reconstruction,
+        partial=args.partial,
+    )
+    written = write_outputs(args.out, model, cfg, report, args.source, checkpoint.get('meta') or {})
+    Path(reconstruction.state_file).unlink(missing_ok=True)
+    return report, written
+
+
 def main():
     args = parse_args()
     with one_line_errors():
-        install_safe_loading(args.unsafe_checkpoint)
-        check_out(args.out)
-        cfg = launch.load_config(args.config, args.cfg_options, variant=args.variant)
-        launch.unsync_batch_norm(cfg)
-        checkpoint = fetch(args.source)
-        set_sharing(cfg, find_plan(args, cfg, checkpoint), args.residual_rank)
-        torch.manual_seed(args.seed)
-        model = build_from_config(cfg).to(args.device)
-        reconstruction = settings(args)
-        report = derive(
-            model,
-            checkpoint,
-            find_images(args, cfg, model),
-            steps=args.steps,
-            parents=args.parents,
-            reconstruction=reconstruction,
-            partial=args.partial,
-        )
+        with quiet_output():
+            report, written = derive_and_write(args)
         print(report)
-        meta = checkpoint.get('meta') or {}
-        for path in write_outputs(args.out, model, cfg, report, args.source, meta):
+        for path in written:
             print(f'wrote {path}')
-        Path(reconstruction.state_file).unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

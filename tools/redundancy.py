@@ -33,6 +33,7 @@ from mmkerneldna.launch.arguments import (
     number,
 )
 from mmkerneldna.launch.images import add_image_arguments, find_images
+from mmkerneldna.launch.quiet import quiet_output
 from mmkerneldna.launch.sharing import without_sharing
 from mmkerneldna.measure.benchmark import build_from_config
 
@@ -58,24 +59,32 @@ def trained_model(args, cfg):
     return with_weights(build_from_config(cfg), fetch(args.checkpoint)).to(args.device)
 
 
+def measure(args):
+    """The dense model, batches of images if there are any, and what its convs have in common."""
+    install_safe_loading(args.unsafe_checkpoint)
+    cfg = without_sharing(launch.load_config(args.config, args.cfg_options))
+    model = trained_model(args, cfg)
+    images = find_images(args, cfg, model)
+    batches = None if images is None else Images(images).take(args.batches * (2 if args.validate else 1))
+    redundancy = measure_redundancy(model, batches and batches[: args.batches], args.batches)
+    if not redundancy.pairs:
+        raise UsageError(f'{type(model).__name__} has no two plain convs of equal kernel shape and groups to compare')
+    return model, batches, redundancy
+
+
 def main():
     args = parse_args()
     with one_line_errors():
         if args.validate and not (args.images or args.data):
             raise UsageError(f'--validate {args.validate} needs images: add --images DIR or --data')
-        install_safe_loading(args.unsafe_checkpoint)
-        cfg = without_sharing(launch.load_config(args.config, args.cfg_options))
-        model = trained_model(args, cfg)
-        images = find_images(args, cfg, model)
-        batches = None if images is None else Images(images).take(args.batches * (2 if args.validate else 1))
-        redundancy = measure_redundancy(model, batches and batches[: args.batches], args.batches)
-        if not redundancy.pairs:
-            raise UsageError(f'{type(model).__name__} has no two plain convs of equal kernel shape and groups to compare')
+        with quiet_output():
+            model, batches, redundancy = measure(args)
         launch.make_folder(args.out, '--out')
         print(pair_table(redundancy))
         trials = []
         if args.validate:
-            trials = list(validate(model, redundancy, batches[: args.batches], batches[args.batches :], args.validate))
+            with quiet_output():
+                trials = list(validate(model, redundancy, batches[: args.batches], batches[args.batches :], args.validate))
             print(trial_table(trials))
         for path in write_redundancy(args.out, redundancy, trials):
             print(f'wrote {path}')

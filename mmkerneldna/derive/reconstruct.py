@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class Reconstruction:
         amp (bool): autocast to bf16.
         state_file (str, optional): written every ``save_every`` steps; a run that finds its own goes on from it.
         save_every (int): steps.
-        progress (bool): show a bar.
+        progress (bool): show a bar, on stderr.
     """
 
     steps: int = 60
@@ -131,7 +132,8 @@ def reconstruct(
         stream = images.endless()
         for _ in range(state.taken):
             next(stream)
-        for step in track(range(state.step, settings.steps), 'reconstruct', disable=not settings.progress):
+        steps = range(state.step, settings.steps)
+        for step in track(steps, 'reconstruct', console=Console(stderr=True), disable=not settings.progress):
             if step < state.step:  # an ended phase is left out
                 continue
             _set_rate(optimizer, settings, step)

@@ -76,6 +76,7 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
     )
     assert code == 0
     printed = capsys.readouterr().out
+    assert printed.startswith('derived from dense weights') and printed.count('derived from dense weights') == 1
     assert 'backbone.layer4.1.conv1' in printed and '3 steps of reconstruction' in printed
     held = torch.load(out, weights_only=True)
     assert held['meta']['dataset_meta'] == dict(classes=('a', 'b'))
