@@ -60,6 +60,12 @@ def record_routing(model: nn.Module) -> Iterator['Record']:
                 hook.remove()
 
 
+def _sides(layer: nn.Module, y: Tensor) -> tuple[int, int]:
+    """Height and width of a layer's map; some have the channels last."""
+    height, width = y.shape[1:-1] if getattr(layer, 'channel_dim', 1) == -1 else y.shape[2:]
+    return height, width
+
+
 class Record:
     """Notes decisions and sizes of maps by hooks.
 
@@ -78,7 +84,7 @@ class Record:
         self.hooks: list[Any] = []
         self._watch_maps(model)
         for path, layer in self.experts.items():
-            self._hook(layer, lambda m, args, y, path=path: self.sizes.__setitem__(path, tuple(y.shape[2:])))
+            self._hook(layer, lambda m, args, y, path=path: self.sizes.__setitem__(path, _sides(m, y)))
             if not layer.is_tree:
                 self._hook(layer.gate, lambda m, args, y, path=path: self.chosen.__setitem__(path, y.detach().argmax(1).cpu()))
         if hasattr(model, 'data_preprocessor'):

@@ -1,4 +1,3 @@
-import copy
 import io
 
 import pytest
@@ -11,9 +10,8 @@ from mmdet.models.backbones import ResNet
 from torch import nn
 
 from mmkerneldna.layers import swap_convs
-from mmkerneldna.layers.match import SwapError
 from mmkerneldna.layers.routed import collect_losses, routed_layers
-from mmkerneldna.routing import PositionFFN2d, PositionMoE2d, swap_ffns
+from mmkerneldna.routing import PositionFFN2d, PositionMoE2d
 
 
 def randomise(layer):
@@ -206,48 +204,6 @@ def test_takes_the_place_of_convolutions_in_a_net():
     assert isinstance(build_conv_layer(dict(type='PositionMoE2d'), 4, 4, 1), PositionMoE2d)
     module = ConvModule(4, 4, 1, conv_cfg=dict(type='PositionMoE2d', top_k=2), norm_cfg=dict(type='BN'))
     assert module(torch.randn(2, 4, 3, 3)).shape == (2, 4, 3, 3)
-
-
-class Block(nn.Module):
-    """As a block of ConvNeXt with linear_pw_conv=False."""
-
-    def __init__(self, channels=6):
-        super().__init__()
-        self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.GroupNorm(1, channels)
-        self.pointwise_conv1 = nn.Conv2d(channels, 4 * channels, 1)
-        self.act = nn.GELU()
-        self.pointwise_conv2 = nn.Conv2d(4 * channels, channels, 1)
-
-    def forward(self, x):
-        y = self.norm(self.depthwise_conv(x))
-        return x + self.pointwise_conv2(self.act(self.pointwise_conv1(y)))
-
-
-@pytest.mark.parametrize('gate', [None, dict(type='TreeRouter')])
-def test_swapped_perceptrons_start_as_the_dense_ones(gate):
-    static = nn.Sequential(Block(), Block()).eval()
-    x = torch.randn(2, 6, 9, 8)
-    net = swap_ffns(copy.deepcopy(static), num_experts=4, gate=gate)
-    assert sum(isinstance(m, PositionFFN2d) for m in net.modules()) == 2
-    torch.testing.assert_close(net(x), static(x))
-    other = nn.Sequential(Block(), Block()).eval()  # weights that come later
-    state = other.state_dict()
-    assert not net.load_state_dict(state).missing_keys and len(state) == 16
-    torch.testing.assert_close(net(x), other(x))
-    randomise(net)
-    again = swap_ffns(nn.Sequential(Block(), Block()).eval(), num_experts=4, gate=gate)
-    again.load_state_dict(net.state_dict())
-    assert torch.equal(again(x), net(x))
-
-
-def test_swap_refuses_what_is_no_perceptron():
-    linear = nn.Sequential(Block())
-    linear[0].pointwise_conv1 = nn.Linear(6, 24)
-    with pytest.raises(SwapError, match=r'0.pointwise_conv1 is Linear.*linear_pw_conv=False'):
-        swap_ffns(linear)
-    with pytest.raises(SwapError, match=r"no block with pointwise_conv1 and pointwise_conv2 that include=\['stages"):
-        swap_ffns(nn.Sequential(Block()), include=['stages.*'])
 
 
 @pytest.mark.parametrize(
