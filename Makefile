@@ -23,7 +23,7 @@ SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
 setup: $(STAMPS)/package
 
 test: lint
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check

@@ -1,8 +1,16 @@
+import ast
+import os
 import random
+
+# Before torch: the C++ that it writes is compiled without vector instructions, and the calls around its kernels without
+# optimisation, which takes g++ a fraction of the time.
+os.environ.setdefault('TORCHINDUCTOR_VEC_ISA_OK', '0')
+os.environ.setdefault('AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL', 'O0')
 
 import numpy as np
 import pytest
 import torch
+import yapf.yapflib.yapf_api
 from hypothesis import settings
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -13,6 +21,15 @@ import mmkerneldna  # noqa: F401  (registers everything)
 # the same examples in every run, however slow the machine is
 settings.register_profile('suite', derandomize=True, deadline=None)
 settings.load_profile('suite')
+
+
+def _unformatted(code, **style):
+    """In the place of yapf, by which mmengine formats a config each time it prints one, a second each: Python it must be."""
+    ast.parse(code)
+    return code, True
+
+
+yapf.yapflib.yapf_api.FormatCode = _unformatted
 
 
 @pytest.fixture(autouse=True)

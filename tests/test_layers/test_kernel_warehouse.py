@@ -42,12 +42,12 @@ def naive_kw_conv(layer, x):
     y = []
     for sample, alpha in zip(x, naive_attention(layer, x)):
         kernel = torch.zeros(layer.kernel_shape, dtype=x.dtype)
+        mixtures = torch.einsum('mn,nij->mij', alpha, layer.cells)
         for m in range(len(alpha)):
             i, rest = divmod(m, cols * outs * ins)
             j, rest = divmod(rest, outs * ins)
             o, c = divmod(rest, ins)
-            mixture = sum(a * cell for a, cell in zip(alpha[m], layer.cells))
-            kernel[o * c_out : (o + 1) * c_out, c * c_in : (c + 1) * c_in, i, j] = mixture
+            kernel[o * c_out : (o + 1) * c_out, c * c_in : (c + 1) * c_in, i, j] = mixtures[m]
         y.append(naive_conv(layer, sample, kernel))
     y = torch.stack(y)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import spawn
 from test_skip_blocks import resnet
 from test_sparse_query import detector, images
 from torch import nn
@@ -75,4 +75,4 @@ def _work(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason='torch is built without gloo')
 def test_two_processes(tmp_path):
-    mp.spawn(_work, (str(tmp_path),), nprocs=2)
+    spawn(_work, (str(tmp_path),), nprocs=2)

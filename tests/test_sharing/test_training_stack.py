@@ -1,16 +1,15 @@
 """A shared-kernel net in what surrounds a model in training: optimizer, EMA, AMP, checkpointing, compile, DDP."""
 
 import copy
-import socket
 import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers import randomise
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
+from processes import spawn
 from torch import nn
 
 from mmkerneldna.backbones import KDNAMobileNetV2, KDNAResNet
@@ -166,33 +165,27 @@ def test_static_nets_and_plain_optimizers_need_nothing():
     check_paramwise(KDNAResNet(18, base_channels=8, sharing=None), dict(OPTIMIZER, paramwise_cfg=dict(norm_decay_mult=0.0)))
 
 
-def _ddp_worker(rank, port, state, batches, queue):
+def _ddp_worker(rank, folder, state, batches):
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    dist.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2)
     net = KDNAResNet(18, base_channels=8, norm_eval=True)
     net.load_state_dict(state)
     ddp = nn.parallel.DistributedDataParallel(net.train())
     step(ddp, batches[rank], torch.optim.SGD(ddp.parameters(), 0.1))
-    queue.put((rank, {k.removeprefix('module.'): v.numpy() for k, v in ddp.state_dict().items()}))
+    torch.save({k.removeprefix('module.'): v for k, v in ddp.state_dict().items()}, folder / f'weights{rank}.pt')
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_reach_the_weights_of_one():
+def test_two_processes_reach_the_weights_of_one(tmp_path):
     net = randomise(KDNAResNet(18, base_channels=8, norm_eval=True)).train()
     state = copy.deepcopy(net.state_dict())
     batch = torch.rand(4, 3, 64, 64)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    context = mp.get_context('spawn')
-    queue = context.SimpleQueue()
-    workers = mp.spawn(_ddp_worker, (port, state, batch.chunk(2), queue), nprocs=2, join=False)
-    results = dict(queue.get() for _ in range(2))
-    workers.join()
+    spawn(_ddp_worker, (tmp_path, state, batch.chunk(2)), nprocs=2)
+    results = [torch.load(tmp_path / f'weights{rank}.pt') for rank in range(2)]
     step(net, batch, torch.optim.SGD(net.parameters(), 0.1))
     assert results[0].keys() == net.state_dict().keys() and 'layer3.0.conv2.weight' not in results[0]
     for name, value in net.state_dict().items():
         for rank in range(2):
-            torch.testing.assert_close(torch.from_numpy(results[rank][name]), value, rtol=1e-3, atol=1e-5, msg=name)
+            torch.testing.assert_close(results[rank][name], value, rtol=1e-3, atol=1e-5, msg=name)

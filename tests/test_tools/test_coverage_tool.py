@@ -1,15 +1,13 @@
 """A sample of tools/coverage.py: what docs/coverage.md says of ten folders is what comes out."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import run_forked
+from tiny_runs import ROOT, run_tool
 
 from mmkerneldna.variants import RIVALS
 
-ROOT = Path(__file__).resolve().parents[2]
 # small nets, one of a kind
 FOLDERS = (
     'mmdet/ssd',
@@ -41,22 +39,9 @@ def table(text):
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory):
     out = tmp_path_factory.mktemp('coverage') / 'sample.md'
+    argv = ['--folders', *FOLDERS, '--variants', 'kdna', 'odconv4x', '--out', str(out)]
     # a process of its own: the tool replaces torch's random draws
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / 'tools/coverage.py'),
-            '--folders',
-            *FOLDERS,
-            '--variants',
-            'kdna',
-            'odconv4x',
-            '--out',
-            str(out),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    assert run_forked(run_tool, 'coverage.py', argv) == 0
     return table(out.read_text())
 
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
-from tiny_runs import ROOT, run_tool
+from tiny_runs import ROOT, SEGMENTER, narrow_config, narrow_options, run_tool
 
 from mmkerneldna.errors import UsageError
 from mmkerneldna.launch.sharing import parse_plan, set_sharing
@@ -15,30 +15,17 @@ from mmkerneldna.modules import count_parameters
 
 STATIC = str(ROOT / 'configs/shapes/upernet_r18_shapes.py')
 SHARED = str(ROOT / 'configs/shapes/upernet_kdna-r18_shapes.py')
-NARROW = [
-    'model.backbone.base_channels=8',
-    'model.backbone.stem_channels=8',
-    'model.decode_head.in_channels=(8,16,32,64)',
-    'model.decode_head.channels=8',
-    'model.auxiliary_head.in_channels=32',
-    'model.auxiliary_head.channels=8',
-]
+NARROW = narrow_options(SEGMENTER)
 
 
 @pytest.fixture(scope='module')
 def static_file(tmp_path_factory):
-    cfg = Config.fromfile(STATIC)
-    cfg.merge_from_dict({key: eval_tuple(value) for key, value in (option.split('=') for option in NARROW)})
+    cfg = narrow_config(STATIC, like=SEGMENTER)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
     path = tmp_path_factory.mktemp('static') / 'static.pth'
     torch.save(dict(meta=dict(dataset_meta=dict(classes=('a', 'b'))), state_dict=model.state_dict()), path)
     return path
-
-
-def eval_tuple(text):
-    numbers = [int(part) for part in text.strip('()').split(',')]
-    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, capsys):

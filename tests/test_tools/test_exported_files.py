@@ -35,8 +35,8 @@ def test_a_segmenter_is_scored_and_timed(shapes, tmp_path):
     found = metrics(tmp_path / 'run')
     assert 0 < found['aAcc'] < 100 and found['cost/latency_ms'] > 0
     assert found['cost/file_mb'] == path.stat().st_size / 1e6 and 'cost/peak_memory_mb' not in found
-    # of the config's own model, which has eight times as many parameters as the file has bytes
-    assert found['cost/unique_params_m'] > 9 and found['cost/gmacs'] > 0.1
+    # of the config's own model, which has many times the parameters of the file
+    assert found['cost/unique_params_m'] > 0.1 > 10 * found['cost/file_mb'] and found['cost/gmacs'] > 0.001
 
 
 def test_a_detector_is_scored_and_timed(shapes, tmp_path):
@@ -45,7 +45,7 @@ def test_a_detector_is_scored_and_timed(shapes, tmp_path):
     found = metrics(tmp_path / 'run')
     assert 0 <= found['coco/bbox_mAP'] < 0.5 and found['cost/latency_ms'] > 0
     # with random weights its second stage would see another number of boxes
-    assert found['cost/unique_params_m'] > 9 and 'cost/gmacs' not in found
+    assert found['cost/unique_params_m'] > 0.1 and 'cost/gmacs' not in found
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,16 @@
 import json
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
-from test_derive_tool import NARROW, STATIC, eval_tuple
-from tiny_runs import run_tool
+from test_derive_tool import NARROW, STATIC
+from tiny_runs import SEGMENTER, narrow_config, run_tool
 
 from tests.helpers import randomise
 
 
 def test_tables_pictures_and_trials(tmp_path, capsys):
-    cfg = Config.fromfile(STATIC)
-    cfg.merge_from_dict({key: eval_tuple(value) for key, value in (option.split('=') for option in NARROW)})
+    cfg = narrow_config(STATIC, like=SEGMENTER)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = randomise(MODELS.build(cfg.model))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'static.pth')

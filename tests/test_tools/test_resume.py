@@ -1,11 +1,13 @@
 """A run killed by SIGKILL and resumed reaches bit for bit the weights of a run that was left alone."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import DETECTOR, ROOT, SEGMENTER, distill_flags, run_process, run_tool, train_argv
+from processes import run_forked
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, distill_flags, run_tool, train_argv
 
 from mmkerneldna.checkpoints.loading import read_checkpoint
 
@@ -44,8 +46,7 @@ def killed_run(config, argv, at):
         "custom_imports = dict(imports=['mmkerneldna', 'kill_hook'])\n"
         f"custom_hooks = [dict(type='KillHook', at={at})]\n"
     )
-    killed = run_process('train.py', [str(deadly), *argv[1:]])
-    assert killed.returncode == -9, killed.stderr
+    assert run_forked(run_tool, 'train.py', [str(deadly), *argv[1:]]) == -signal.SIGKILL
 
 
 def cut_short(path):
@@ -59,8 +60,9 @@ def cut_short(path):
 )
 def test_killed_and_resumed(config, last, kill_at, cut, resumed_from, shapes, tmp_path, capfd):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    like, teacher = config, ()
+    like, teacher = None, ()
     if config == SEGMENTER:
+        like = SEGMENTER
         teacher = distill_flags(config, tmp_path / 'teacher.pth')
         config = tmp_path / 'gates.py'
         config.write_text(GATES.format(base=str(ROOT / SEGMENTER)))

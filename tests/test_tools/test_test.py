@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from tiny_runs import DETECTOR, ROOT, SEGMENTER, SMALL, run_tool
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, SMALL, narrow_config, run_tool
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +17,7 @@ def checkpoints(tmp_path_factory):
     """Initial weights of both models, as checkpoints."""
     folder, paths = tmp_path_factory.mktemp('weights'), {}
     for config in (DETECTOR, SEGMENTER):
-        cfg = Config.fromfile(ROOT / config)
+        cfg = narrow_config(config)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = MODELS.build(cfg.model)
         paths[config] = folder / f'{Path(config).stem}.pth'

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool, train_argv
+from tiny_runs import DETECTOR, ROOT, SEGMENTER, TEACHERS, narrow_config, run_tool, train_argv
 
 from mmkerneldna import launch
 from mmkerneldna.errors import UsageError, nearest_types
@@ -103,7 +103,7 @@ def test_amp_needs_a_gpu(shapes, tmp_path, capfd):
 def test_a_static_checkpoint_is_derived_if_it_is_of_the_family(shapes, tmp_path, capfd, depth, status):
     """A static net's weights become the KernelDNA net's; a deeper one's are one error."""
     init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / 'configs/shapes/faster-rcnn_r18_fpn_shapes.py').model
+    cfg = narrow_config(TEACHERS[DETECTOR], like=DETECTOR).model
     cfg.backbone.depth = depth
     torch.save(dict(state_dict=MODELS.build(cfg).state_dict()), tmp_path / 'static.pth')
     argv = train_argv(DETECTOR, shapes, tmp_path / 'work', '--max-epochs', 1, options=[f'load_from={tmp_path / "static.pth"}'])

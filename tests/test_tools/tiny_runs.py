@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,30 @@ ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
 SEGMENTER = 'configs/shapes/upernet_kdna-r18_shapes.py'
 TEACHERS = {DETECTOR: 'configs/shapes/faster-rcnn_r18_fpn_shapes.py', SEGMENTER: 'configs/shapes/upernet_r18_shapes.py'}
-SMALL = {
+#: settings of a model with an eighth of the channels
+NARROW = {
+    DETECTOR: {
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        'model.neck.in_channels': [8, 16, 32, 64],
+        'model.neck.out_channels': 16,
+        'model.rpn_head.in_channels': 16,
+        'model.rpn_head.feat_channels': 16,
+        'model.roi_head.bbox_roi_extractor.out_channels': 16,
+        'model.roi_head.bbox_head.in_channels': 16,
+        'model.roi_head.bbox_head.fc_out_channels': 32,
+    },
+    SEGMENTER: {
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        'model.decode_head.in_channels': [8, 16, 32, 64],
+        'model.decode_head.channels': 8,
+        'model.auxiliary_head.in_channels': 32,
+        'model.auxiliary_head.channels': 8,
+    },
+}
+#: settings of a short run on small images
+SHORT = {
     DETECTOR: [
         'train_cfg.max_epochs=3',
         'train_cfg.val_interval=3',
@@ -36,8 +58,16 @@ SMALL = {
 }
 
 
+def narrow_options(config):
+    """``NARROW`` of a config, for a command line."""
+    return [f'{key}={value}'.replace(' ', '') for key, value in NARROW[config].items()]
+
+
+SMALL = {config: [*narrow_options(config), *SHORT[config]] for config in NARROW}
+
+
 def train_argv(config, data, work_dir, *flags, options=(), like=None):
-    """Arguments of tools/train.py for a small, seeded run; of a config that is based on ``like``, one of SMALL."""
+    """Arguments of tools/train.py for a small, seeded run; of a narrow config that is based on ``like``, one of SHORT."""
     return [
         str(ROOT / config),
         '--work-dir',
@@ -48,14 +78,20 @@ def train_argv(config, data, work_dir, *flags, options=(), like=None):
         *map(str, flags),
         '--cfg-options',
         f'data_root={data}',
-        *SMALL[like or config],
+        *(SHORT[like] if like else SMALL[config]),
         *options,
     ]
 
 
-def weights(config, path):
-    """A file of made-up weights for the model of a config."""
+def narrow_config(config, like=None):
+    """A config with the narrow model of ``like``."""
     cfg = Config.fromfile(ROOT / config)
+    cfg.merge_from_dict(NARROW[like or config])
+    return cfg
+
+
+def weights(cfg, path):
+    """A file of made-up weights for the model of a config."""
     init_default_scope(cfg.default_scope)
     model = randomise(MODELS.build(cfg.model))
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -63,9 +99,11 @@ def weights(config, path):
 
 
 def distill_flags(config, path):
-    """Learn from the static net of a config, with made-up weights that go to ``path``."""
-    weights(TEACHERS[config], path)
-    return '--distill-from', ROOT / TEACHERS[config], path
+    """Learn from the narrow static net of a config, with made-up weights that go to ``path``, beside its config."""
+    cfg = narrow_config(TEACHERS[config], like=config)
+    cfg.dump(path.with_suffix('.py'))
+    weights(cfg, path)
+    return '--distill-from', path.with_suffix('.py'), path
 
 
 def run_tool(tool, argv):
@@ -82,11 +120,3 @@ def run_tool(tool, argv):
         os.environ.update(environment)
         torch.use_deterministic_algorithms(False)
     return 0
-
-
-def run_process(tool, argv):
-    """Run a tool in a process of its own."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}{os.pathsep}{Path(__file__).parent}'}
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *argv], env=env, capture_output=True, text=True, timeout=300
-    )
