@@ -1,4 +1,5 @@
 import ast
+import gc
 import os
 import random
 
@@ -30,6 +31,9 @@ def _unformatted(code, **style):
 
 
 yapf.yapflib.yapf_api.FormatCode = _unformatted
+
+# what is imported stays: the collector need not walk through these million objects again and again
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
+from narrow import DETECTOR, SEGMENTER, narrow_config
 
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.datasets import ShapesSpec, check_data, generate_shapes, override_data_root
@@ -72,7 +73,7 @@ def test_the_data_root_is_one_variable(path):
 
 
 def small_run(name, root, work_dir, **loop):
-    cfg = parse(CONFIGS / 'shapes' / name)
+    cfg = narrow_config(name)
     override_data_root(cfg, str(root))
     cfg.work_dir = str(work_dir)
     cfg.train_cfg.update(loop)
@@ -87,11 +88,7 @@ def scalars(runner):
 
 
 @pytest.mark.parametrize(
-    'name, loop, key',
-    [
-        ('faster-rcnn_kdna-r18_fpn_shapes.py', dict(max_epochs=2), 'coco/bbox_mAP'),
-        ('upernet_kdna-r18_shapes.py', dict(max_iters=4), 'mIoU'),
-    ],
+    'name, loop, key', [(DETECTOR, dict(max_epochs=2), 'coco/bbox_mAP'), (SEGMENTER, dict(max_iters=4), 'mIoU')]
 )
 def test_trains_and_validates_around_a_corrupt_image(name, loop, key, shapes, tmp_path):
     cfg = small_run(name, _with_corrupt_images(shapes, tmp_path / 'copy'), tmp_path / 'work', **loop)

@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
 from mmseg.models import BaseSegmentor
 from mmseg.structures import SegDataSample
+from narrow import DETECTOR, narrow_config
 from processes import spawn
 from torch import nn
 
@@ -23,8 +24,6 @@ from mmkerneldna.datasets import ShapesSpec, generate_shapes
 from mmkerneldna.hooks.cost_hook import CostHook
 from mmkerneldna.measure.clock import Sample
 
-ROOT = Path(__file__).resolve().parents[2]
-DETECTOR = ROOT / 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
 COST = {
     'cost/latency_ms',
     'cost/latency_p90_ms',
@@ -244,7 +243,7 @@ def images(tmp_path_factory):
 
 
 def test_detector_without_any_detection_scores_zero(images, tmp_path):
-    cfg = Config.fromfile(DETECTOR)
+    cfg = narrow_config(DETECTOR)
     cfg.merge_from_dict({'model.test_cfg.rcnn.score_thr': 1.1})
     for name in ('val', 'test'):
         cfg[f'{name}_dataloader'].dataset.data_root = f'{images}/'

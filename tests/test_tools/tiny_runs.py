@@ -3,39 +3,13 @@
 import os
 import runpy
 import sys
-from pathlib import Path
 
 import torch
 from helpers import randomise
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from narrow import DETECTOR, NARROW, ROOT, SEGMENTER, narrow_config
 
-ROOT = Path(__file__).resolve().parents[2]
-DETECTOR = 'configs/shapes/faster-rcnn_kdna-r18_fpn_shapes.py'
-SEGMENTER = 'configs/shapes/upernet_kdna-r18_shapes.py'
 TEACHERS = {DETECTOR: 'configs/shapes/faster-rcnn_r18_fpn_shapes.py', SEGMENTER: 'configs/shapes/upernet_r18_shapes.py'}
-#: settings of a model with an eighth of the channels
-NARROW = {
-    DETECTOR: {
-        'model.backbone.base_channels': 8,
-        'model.backbone.stem_channels': 8,
-        'model.neck.in_channels': [8, 16, 32, 64],
-        'model.neck.out_channels': 16,
-        'model.rpn_head.in_channels': 16,
-        'model.rpn_head.feat_channels': 16,
-        'model.roi_head.bbox_roi_extractor.out_channels': 16,
-        'model.roi_head.bbox_head.in_channels': 16,
-        'model.roi_head.bbox_head.fc_out_channels': 32,
-    },
-    SEGMENTER: {
-        'model.backbone.base_channels': 8,
-        'model.backbone.stem_channels': 8,
-        'model.decode_head.in_channels': [8, 16, 32, 64],
-        'model.decode_head.channels': 8,
-        'model.auxiliary_head.in_channels': 32,
-        'model.auxiliary_head.channels': 8,
-    },
-}
 #: settings of a short run on small images
 SHORT = {
     DETECTOR: [
@@ -81,13 +55,6 @@ def train_argv(config, data, work_dir, *flags, options=(), like=None):
         *(SHORT[like] if like else SMALL[config]),
         *options,
     ]
-
-
-def narrow_config(config, like=None):
-    """A config with the narrow model of ``like``."""
-    cfg = Config.fromfile(ROOT / config)
-    cfg.merge_from_dict(NARROW[like or config])
-    return cfg
 
 
 def weights(cfg, path):
