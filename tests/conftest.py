@@ -3,10 +3,11 @@ import gc
 import os
 import random
 
-# Before torch: the C++ that it writes is compiled without vector instructions, and the calls around its kernels without
-# optimisation, which takes g++ a fraction of the time.
+# Before torch. Of what it compiles only the numbers are looked at: so without vector instructions, without optimisation of the
+# calls around the kernels, and in this process, for workers import torch first.
 os.environ.setdefault('TORCHINDUCTOR_VEC_ISA_OK', '0')
 os.environ.setdefault('AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL', 'O0')
+os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
 
 import numpy as np
 import pytest
