@@ -6,26 +6,17 @@ has no threads and no CUDA context that a fork would lose.
 
 import multiprocessing
 
-import torch.multiprocessing as mp
-
-
-def _context():
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmkerneldna'])
-    return context
-
-
-def spawn(function, args, nprocs):
-    """As ``torch.multiprocessing.spawn``: ``function(rank, *args)`` in ``nprocs`` processes; an error of one is raised here."""
-    _context()
-    mp.start_processes(function, args, nprocs, start_method='forkserver')
-
 
 def run_forked(function, *args):
     """Run a function that returns an exit status in a process of its own; that status, or less than 0 if a signal ended it."""
-    process = _context().Process(target=_exit_with, args=(function, args))
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmkerneldna'])
+    process = context.Process(target=_exit_with, args=(function, args))
     process.start()
-    process.join()
+    process.join(timeout=600)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f'{function.__name__}{args} did not end')
     return process.exitcode
 
 

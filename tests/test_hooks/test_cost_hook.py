@@ -17,7 +17,6 @@ from mmengine.runner import Runner
 from mmseg.models import BaseSegmentor
 from mmseg.structures import SegDataSample
 from narrow import DETECTOR, narrow_config
-from processes import spawn
 from torch import nn
 
 from mmkerneldna.datasets import ShapesSpec, generate_shapes
@@ -279,7 +278,7 @@ def complete_on_rank(rank, folder):
 
 
 def test_rank_0_measures_and_all_ranks_get_the_same(tmp_path):
-    spawn(complete_on_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(complete_on_rank, args=(str(tmp_path),), nprocs=2)
     first, second = (json.loads((tmp_path / f'rank{rank}' / 'metrics.json').read_text()) for rank in (0, 1))
     assert first == second and set(first) >= COST
     assert (tmp_path / 'rank0' / 'cost.json').is_file() and not (tmp_path / 'rank1' / 'cost.json').exists()

@@ -7,10 +7,10 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import spawn
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -294,7 +294,7 @@ def distributed(tmp_path_factory):
     torch.manual_seed(0)
     state, halves = _Net().state_dict(), torch.randn(2, 2, 3, 9, 7, dtype=torch.double)
     torch.save((state, halves), folder / 'task.pt')
-    spawn(_train_distributed, (folder,), nprocs=2)
+    mp.spawn(_train_distributed, (folder,), nprocs=2)
     return state, halves, [torch.load(folder / f'gradients{rank}.pt') for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from processes import spawn
+import torch.multiprocessing as mp
 from test_skip_blocks import resnet
 from test_sparse_query import detector, images
 from torch import nn
@@ -75,4 +75,4 @@ def _work(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason='torch is built without gloo')
 def test_two_processes(tmp_path):
-    spawn(_work, (str(tmp_path),), nprocs=2)
+    mp.spawn(_work, (str(tmp_path),), nprocs=2)

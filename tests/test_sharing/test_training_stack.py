@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from helpers import randomise
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
-from processes import spawn
 from torch import nn
 
 from mmkerneldna.backbones import KDNAMobileNetV2, KDNAResNet
@@ -182,7 +182,7 @@ def test_two_processes_reach_the_weights_of_one(tmp_path):
     net = randomise(KDNAResNet(18, base_channels=8, norm_eval=True)).train()
     state = copy.deepcopy(net.state_dict())
     batch = torch.rand(4, 3, 64, 64)
-    spawn(_ddp_worker, (tmp_path, state, batch.chunk(2)), nprocs=2)
+    mp.spawn(_ddp_worker, (tmp_path, state, batch.chunk(2)), nprocs=2)
     results = [torch.load(tmp_path / f'weights{rank}.pt') for rank in range(2)]
     step(net, batch, torch.optim.SGD(net.parameters(), 0.1))
     assert results[0].keys() == net.state_dict().keys() and 'layer3.0.conv2.weight' not in results[0]
