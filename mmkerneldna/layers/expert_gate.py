@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .drop_in import at_least_fp32
-from .routed import Routed, ranked
+from .routed import Routed, is_written, ranked
 
 #: Step of the running share of each expert: it looks back over some 20 batches. The paper takes the share within the batch,
 #: of thousands of tokens; a detector's batch has one or two images, whose share says nothing of the balance.
@@ -23,6 +23,8 @@ SHARE_STEP = 0.05
 #: Part of a training after which a tree's decisions are hard in the forward pass: the experts then train with those that will
 #: be walked. A lower temperature alone does not do: experts grow apart instead and live on small differences between leaves.
 HARDENED = 0.5
+#: up to so many experts a maximum over them is faster row by row of the transposed logits
+FEW_EXPERTS = 8
 
 
 def balance_loss(probabilities: Tensor, share: Tensor) -> Tensor:
@@ -67,6 +69,24 @@ def most_probable(probabilities: Tensor, share: Tensor, k: int) -> tuple[Tensor,
     ranks = ordered.argmax(1, keepdim=True) if k == 1 else ranked(ordered, k, 1)
     chosen = by_use[ranks]
     return probabilities.gather(1, chosen), chosen
+
+
+@torch.no_grad()
+def most_probable_one(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax and maximum, where nothing takes turns and nothing is learned.
+
+    Args:
+        logits: (M, n).
+
+    Returns:
+        Probability and number of the most probable expert, (M, 1) each.
+    """
+    columns = logits.t().contiguous() if logits.shape[1] <= FEW_EXPERTS else None
+    if columns is None:
+        best = logits.softmax(1).max(1, keepdim=True)
+        return best.values, best.indices
+    largest = columns.max(0)  # the M stand side by side: vector instructions work along them, not along a few experts
+    return (columns - largest.values).exp_().sum(0).reciprocal_()[:, None], largest.indices[:, None]
 
 
 class ExpertGate(Routed):
@@ -128,6 +148,8 @@ class ExpertGate(Routed):
         """(M, C) -> weights and numbers of the experts, (M, k) each; k is n for a tree in training."""
         if self.is_tree:
             return self._choose_leaves(features)
+        if self.top_k == 1 and not self.training and not torch.is_grad_enabled() and not is_written():
+            return most_probable_one(at_least_fp32(self.gate(self.gate_features(features))))
         probabilities = self.route(features)
         if self.top_k == 1 and not self.training:  # nothing takes turns: a third of the time
             best = probabilities.max(1, keepdim=True)

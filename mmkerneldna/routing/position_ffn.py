@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.expert_conv import check_num_experts
 from ..layers.expert_gate import ExpertGate
+from .infer_positions import infer_positions, infers_plainly
 from .position_moe import Expert, route_positions, to_map, to_positions
 
 
@@ -108,6 +109,9 @@ class PositionFFN2d(ExpertGate, nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H, W), or (..., C_in) -> (..., C_out)."""
         positions = self._to_positions(x)
         weights, chosen = self.choose(positions)
+        if self.between is None and infers_plainly(positions, chosen, self.weight1):
+            writers = [partial(_written, *layers) for layers in zip(self._first(), self.weight2.mT)]
+            return self._to_map(infer_positions(positions, weights, chosen, writers, self.out_channels, self.bias2), x)
         if self.between is None:
             y = route_positions(positions, weights, chosen, self.experts())
         else:
@@ -138,3 +142,7 @@ class PositionFFN2d(ExpertGate, nn.Module):
 
 def _in_turn(first: Expert, second: Expert, block: Tensor) -> Tensor:
     return second(first(block))
+
+
+def _written(first: Expert, weight: Tensor, block: Tensor, y: Tensor) -> None:
+    torch.mm(first(block), weight, out=y)

@@ -18,6 +18,7 @@ from ..layers.drop_in import PaddingMode, is_channels_last
 from ..layers.expert_conv import ExpertConv2d
 from ..layers.expert_gate import ExpertGate, weights_of_all
 from ..layers.routed import is_written
+from .infer_positions import Writer, infer_positions, infers_plainly
 
 Expert = Callable[[Tensor], Tensor]
 
@@ -138,29 +139,18 @@ class PositionMoE2d(ExpertGate, ExpertConv2d):
         kept = x if self.stride == (1, 1) else x[:, :, :: self.stride[0], :: self.stride[1]]
         positions = to_positions(kept)
         weights, chosen = self.choose(positions)
-        if chosen.shape[1] == 1 and self._plain_inference(positions):
-            return to_map(self._infer(positions, weights, chosen[:, 0]), kept.shape[2:], x)
+        if infers_plainly(positions, chosen, self.weight):
+            y = infer_positions(positions, weights, chosen, self._writers(), self.out_channels, self.bias)
+            return to_map(y, kept.shape[2:], x)
         y = route_positions(positions, weights, chosen, self.experts())
         return to_map(y if self.bias is None else y + self.bias.to(y.dtype), kept.shape[2:], x)
 
-    def _plain_inference(self, positions: Tensor) -> bool:
-        return (
-            not torch.is_grad_enabled()
-            and not is_written()
-            and not torch.is_autocast_enabled(positions.device.type)
-            and positions.dtype == self.weight.dtype
-        )
-
-    def _infer(self, positions: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As :func:`route_positions`, with one expert per position, in fewer passes over memory: each product is written where
-        it belongs."""
-        order, counts, inverse = group(chosen, self.num_experts)
-        blocks = positions.index_select(0, order).mul_(weights.to(positions.dtype).index_select(0, order))
-        y = blocks.new_empty(len(blocks), self.out_channels)
-        for block, kernel, part in zip(blocks.split(counts), self.weight.flatten(2), y.split(counts)):
-            torch.mm(block, kernel.t(), out=part)
-        y = y.index_select(0, inverse)
-        return y if self.bias is None else y.add_(self.bias)
+    def _writers(self) -> list[Writer]:
+        return [partial(_written, kernel) for kernel in self.weight.flatten(2).mT]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, top_k={self.top_k}'
+
+
+def _written(kernel: Tensor, block: Tensor, y: Tensor) -> None:
+    torch.mm(block, kernel, out=y)

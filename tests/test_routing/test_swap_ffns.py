@@ -11,6 +11,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmkerneldna.hooks import RoutingLossHook
+from mmkerneldna.launch.routing_record import record_routing
 from mmkerneldna.layers.match import SwapError
 from mmkerneldna.routing import PositionFFN2d, swap_ffns
 
@@ -153,6 +154,14 @@ def test_swap_refuses_what_is_no_perceptron():
         with pytest.raises(SwapError, match=f'0.{name} is .*only an activation is known'):
             swap_ffns(nn.Sequential(module))
         assert list(module.state_dict()) == before
+
+
+@pytest.mark.parametrize('form', ['timm, linear', 'timm, convolutions'])
+def test_decisions_are_recorded_as_a_map(form):
+    net = swap_ffns(nn.Sequential(FORMS[form]()).eval())
+    with torch.no_grad(), record_routing(net) as record:
+        net(torch.randn(1, 6, 5, 7))
+    assert record.sizes == {'0.mlp.fc1': (5, 7)} and record.chosen['0.mlp.fc1'].shape == (35,)
 
 
 def segmenter(**options):
