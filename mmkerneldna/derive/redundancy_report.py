@@ -40,7 +40,7 @@ def trial_table(trials: Sequence[Trial]) -> str:
     """Predicted and measured damage of single children, and the rank correlations, as text."""
     table = render(
         'child',
-        ('parent', 'predicted damage', 'measured feature error'),
+        ('parent', 'predicted damage', 'measured error'),
         [(t.pair.child, t.pair.parent, number(t.pair.damage), number(t.measured)) for t in trials],
     )
     found = ', '.join(f'{name} {value:.2f}' for name, value in rank_correlations(trials).items())

@@ -26,8 +26,8 @@ class Trial:
 
     Attributes:
         pair (Pair): with the prediction.
-        measured (float): ||difference|| / ||dense|| of the last level's features on held-out images, after a derivation without
-            steps.
+        measured (float): ||difference|| / ||dense|| on held-out images, after a derivation without steps; see
+            :func:`output_error`.
     """
 
     pair: Pair
@@ -66,19 +66,25 @@ def validate(
     Raises:
         DeriveError: too few pairs, or images that can't be used.
     """
-    for pair in spread_pairs(module, redundancy, count):
+    pairs = spread_pairs(module, redundancy, count)
+    run = Run(module, [path for pair in pairs for path in (pair.child, pair.parent)])
+    for pair in pairs:
         target = share_kernels(deepcopy(module), SharingPlan((Borrowing(pair.child, pair.parent),), 'trial'))
         derive(target, module, images, calibration_batches=len(images))
-        yield Trial(pair, feature_error(target, module, Run(module, [pair.child, pair.parent]), held_out))
+        yield Trial(pair, output_error(target, module, run, held_out))
 
 
 @torch.no_grad()
-def feature_error(target: nn.Module, dense: nn.Module, run: Run, batches: Iterable[Tensor]) -> float:
-    """||difference|| / ||dense|| of the last level that the run puts out, both nets in evaluation mode."""
+def output_error(target: nn.Module, dense: nn.Module, run: Run, batches: Iterable[Tensor]) -> float:
+    """||difference|| / ||dense|| of the last level of features, or the mean over all outputs of heads; in evaluation mode.
+
+    All trials are measured with one run, which reaches each of their paths: what a child in a head costs shows in no feature.
+    """
     for net in (target, dense):
         net.eval()  # some upstream nets return None
     outputs = [(run(target, batch), run(dense, batch)) for batch in batches]
-    return level_rows(*zip(*outputs))[-1].error
+    errors = [row.error for row in level_rows(*zip(*outputs))]
+    return sum(errors) / len(errors) if run.part == 'all' else errors[-1]
 
 
 def rank_correlations(trials: Sequence[Trial]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from PIL import Image
 from mmkerneldna.derive import DeriveError, measure_redundancy
 from mmkerneldna.derive.redundancy import Pair, Redundancy
 from mmkerneldna.derive.redundancy_report import heat_figure, layer_order, pair_table, trial_table, write_redundancy
-from mmkerneldna.derive.redundancy_validation import Trial, rank_correlations, spread_pairs, validate
+from mmkerneldna.derive.redundancy_validation import Trial, output_error, rank_correlations, spread_pairs, validate
 from tests.helpers import randomise
 
 
@@ -91,3 +91,20 @@ def test_too_few_pairs_to_rank():
     net = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3), torch.nn.Conv2d(64, 64, 3))
     with pytest.raises(DeriveError, match='2 plans of a single child are too few to rank'):
         spread_pairs(net, measure_redundancy(net), 20)
+
+
+class _Outputs:
+    """Stands in for a run of heads: a net's list of outputs."""
+
+    part = 'all'
+
+    def __call__(self, net, images):
+        return [net.weight[0] * images, net.weight[1] * images]
+
+
+def test_an_error_that_only_the_first_head_shows_is_counted():
+    dense, target = torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)
+    dense.weight.data[:] = torch.tensor([[2.0], [5.0]])
+    target.weight.data[:] = torch.tensor([[3.0], [5.0]])
+    images = torch.rand(2, 3, 4, 4) + 0.5
+    assert output_error(target, dense, _Outputs(), [images]) == pytest.approx(0.25)  # the mean of 1/2 and 0
