@@ -81,10 +81,10 @@ def most_probable_one(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Probability and number of the most probable expert, (M, 1) each.
     """
-    columns = logits.t().contiguous() if logits.shape[1] <= FEW_EXPERTS else None
-    if columns is None:
+    if logits.shape[1] > FEW_EXPERTS:
         best = logits.softmax(1).max(1, keepdim=True)
         return best.values, best.indices
+    columns = logits.t().contiguous()
     largest = columns.max(0)  # the M stand side by side: vector instructions work along them, not along a few experts
     return (columns - largest.values).exp_().sum(0).reciprocal_()[:, None], largest.indices[:, None]
 

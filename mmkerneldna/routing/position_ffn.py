@@ -109,14 +109,14 @@ class PositionFFN2d(ExpertGate, nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H, W), or (..., C_in) -> (..., C_out)."""
         positions = self._to_positions(x)
         weights, chosen = self.choose(positions)
-        if self.between is None and infers_plainly(positions, chosen, self.weight1):
-            writers = [partial(_written, *layers) for layers in zip(self._first(), self.weight2.mT)]
-            return self._to_map(infer_positions(positions, weights, chosen, writers, self.out_channels, self.bias2), x)
-        if self.between is None:
-            y = route_positions(positions, weights, chosen, self.experts())
-        else:
+        if self.between is not None:
             ranks = zip(weights.split(1, 1), chosen.split(1, 1))
             y = torch.stack([self._with_norm(positions, *rank, x) for rank in ranks]).sum(0)
+        elif infers_plainly(positions, chosen, self.weight1):
+            writers = [partial(_written, *layers) for layers in zip(self._first(), self.weight2.mT)]
+            return self._to_map(infer_positions(positions, weights, chosen, writers, self.out_channels, self.bias2), x)
+        else:
+            y = route_positions(positions, weights, chosen, self.experts())
         y = y + self.bias2.to(y.dtype) if torch.is_grad_enabled() else y.add_(self.bias2.to(y.dtype))
         return self._to_map(y, x)
 

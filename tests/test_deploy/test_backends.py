@@ -7,6 +7,7 @@ import torch
 from helpers import assert_same, randomise
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
+from narrow import DETECTOR, NARROW, SEGMENTER
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -64,27 +65,10 @@ def test_a_backbone_in_a_runtime_has_torchs_features_at_every_size(name):
     [
         (
             'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
-            {
-                'model.decode_head.in_channels': [8, 16, 32, 64],
-                'model.decode_head.channels': 8,
-                'model.auxiliary_head.in_channels': 32,
-                'model.auxiliary_head.channels': 8,
-            },
+            NARROW[SEGMENTER],
             {'EncoderDecoder.extract_feat', 'UPerHead'},
         ),
-        (
-            'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-            {
-                'model.neck.in_channels': [8, 16, 32, 64],
-                'model.neck.out_channels': 16,
-                'model.rpn_head.in_channels': 16,
-                'model.rpn_head.feat_channels': 16,
-                'model.roi_head.bbox_roi_extractor.out_channels': 16,
-                'model.roi_head.bbox_head.in_channels': 16,
-                'model.roi_head.bbox_head.fc_out_channels': 16,
-            },
-            {'FasterRCNN.extract_feat', 'RPNHead'},
-        ),
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', NARROW[DETECTOR], {'FasterRCNN.extract_feat', 'RPNHead'}),
     ],
     ids=['UPerNet', 'Faster R-CNN'],
 )
