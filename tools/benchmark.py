@@ -7,7 +7,9 @@
 All models run in this process and take turns. A backbone is timed from images on the device to features; a whole model
 by its test_step: images on the CPU, preprocessing, network, post-processing. Weights are random: a trained detector
 finds other numbers of objects, and its post-processing costs accordingly. `x first` is the latency over that of the
-first config, in the same process. What fails or runs out of memory is named in its cell.
+first config, in the same process. What fails or runs out of memory is named in its cell. `deployed M` is what a model holds
+once every convolution has a kernel of its own; with --deploy what the deployed copy really holds: norms folded, and with
+--shared each kernel that children keep from their parent once.
 
     python tools/benchmark.py static=A.py kdna=B.py --proposals 1000 --batch 1 --size 800x1344
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..anatomy import augments, is_exported, rewrap, undistributed, unwrap
-from ..measure.complexity import complexity_row
+from ..measure.complexity import complexity_row, deployed_row
 from ..measure.environment import describe, environment
 from ..measure.latency import Failure, attempt
 from ..measure.memory import peak_memory_mb, weight_bytes
@@ -43,7 +43,8 @@ class CostHook(Hook):
       autocast.
     - ``repeats``: how many calls were timed; ``disturbed``: 1 where these show that the machine was busy with something
       else, even when measured again (see :mod:`.clock`), else 0. Then the latency is not a fact.
-    - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: see :mod:`.complexity`.
+    - ``gmacs``, ``unique_params_m``, ``deployed_params_m``: see :mod:`.complexity`. Of a deployed model the last one is what
+      the copy holds, the others are counted on the trained one.
     - ``peak_memory_mb``: see :mod:`.memory`. Of an exported file ``file_mb``, its size, instead.
     - ``height``, ``width``, ``batch``: what it was measured at.
 
@@ -206,9 +207,8 @@ def _size_cells(model: nn.Module, views: tuple[tuple[int, int], ...]) -> dict[st
             print_log(f'GMACs can not be counted, {row}', logger='current', level=logging.WARNING)
             return {}
         known[size] = row
-    if 'gmacs' not in known[views[0]]:
-        return known[views[0]]
-    return {**known[views[0]], 'gmacs': sum(known[size]['gmacs'] for size in views)}
+    first = {**known[views[0]], **deployed_row(model)}
+    return {**first, 'gmacs': sum(known[size]['gmacs'] for size in views)} if 'gmacs' in first else first
 
 
 def _memory_cells(call: Call, model: nn.Module, device: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..anatomy import is_exported
-from .complexity import complexity_row
+from .complexity import complexity_row, deployed_row
 from .latency import Failure, Timing, attempt, time_interleaved
 from .memory import momentum_bytes, peak_memory_mb, weight_bytes
 from .tables import Column
@@ -78,7 +78,7 @@ class Benchmark:
         subjects: the first is what ratios refer to.
         workloads: one block of rows each.
         prepare: gives the model that is timed, from the built model and a workload; complexity is counted on the built
-            one. Deployment goes here.
+            one, ``deployed_params_m`` on the one that is timed. Deployment goes here.
         repeats, warmup (int): see :func:`time_interleaved`.
     """
 
@@ -134,6 +134,7 @@ class Benchmark:
             if isinstance(model, Failure):
                 _merge(row, model)
             else:
+                _merge(row, deployed_row(model))
                 _merge(row, _timing_cells(timings[name], workload))
                 _merge(row, _memory_cells(model, calls[name], workload))
             rows.append(row)

@@ -43,10 +43,11 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 
 def deployed_params(model: nn.Module) -> int:
-    """Elements of all parameters after deployment, before BN is folded.
+    """Elements of all parameters after deployment; of a model that is not deployed yet, before BN is folded.
 
     A child conv gets the modulated kernel as its own: it adds the borrowed kernel once more and gives up
-    ``filter_scale`` and ``spatial_scale``. Its gate stays, it depends on the input.
+    ``filter_scale`` and ``spatial_scale``. Its gate stays, it depends on the input. A deployed model has no child any more: a
+    kernel that several of its convs share counts once.
     """
     children = {m for m in model.modules() if isinstance(m, ChildConv2d)}
     adapters = {m for child in children for m in child.modules()}
@@ -81,3 +82,8 @@ def complexity_row(model: nn.Module, size: tuple[int, int], proposals: int | Non
     if is_exported(model):
         return cast(Any, model).complexity_row(size, proposals)
     return dict(vars(measure_complexity(model, size, proposals)))
+
+
+def deployed_row(model: nn.Module) -> dict[str, float]:
+    """The cell of a row that tells what a deployed model holds itself, in place of what its original would."""
+    return {} if is_exported(model) else dict(deployed_params_m=deployed_params(model) / 1e6)

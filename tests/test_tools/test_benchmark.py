@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from mmdet.models.backbones import ResNet
 from tiny_runs import DETECTOR, ROOT, SEGMENTER, run_tool
+from torch import nn
 
 STATIC = 'configs/shapes/faster-rcnn_r18_fpn_shapes.py'
 QUICK = ['--repeats', '2', '--warmup', '0', '--device', 'cpu']
@@ -73,7 +75,7 @@ def test_disturbed_measurements_are_marked(tmp_path, monkeypatch, capsys, reason
 
 
 def test_deployed_models(tmp_path):
-    """The deployed pair has no child any more; what is counted stays the model as it was built."""
+    """The deployed pair has no child any more; GMACs and unique parameters stay those of the model as it was built."""
     import mmkerneldna.deploy as package
 
     deployed, real = [], package.deploy
@@ -97,6 +99,22 @@ def test_deployed_models(tmp_path):
     assert result['rows'][1]['unique_params_m'] < result['rows'][1]['deployed_params_m'] and len(deployed) == 2
     assert [model.deploy_report.convs_baked for model in deployed] == [0, 6]
     assert all(model.deploy_report.norms_folded > 0 for model in deployed)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_parameters_of_the_deployed_copy(tmp_path, shared):
+    """A ResNet-18 whose late stages have half of their kernels: with --shared they stay one per parent."""
+    config, narrow = tmp_path / 'half.py', dict(depth=18, base_channels=8, stem_channels=8)
+    plan = {f'layer{stage}.{child}': f'layer{stage}.1.conv2' for stage in (3, 4) for child in ('0.conv2', '1.conv1')}
+    half = dict(type='KernelDNA', module=dict(narrow, type='mmdet.ResNet'), plan=plan, spatial_scale=False)
+    config.write_text(f'model = dict(type="mmdet.RetinaNet", backbone={half!r})\n')
+    argv = [str(config), '--scope', 'backbone', '--batch', '1', '--size', '32', '--deploy', *['--shared'] * shared]
+    (row,) = measure(tmp_path, *argv)['rows']
+    convs = sum(m.weight.numel() + m.out_channels for m in ResNet(**narrow).modules() if isinstance(m, nn.Conv2d))
+    gates = sum(2 * (2 * c * c // 4 + c // 4 + c) for c in (32, 64))
+    # with the norms of a net that is not trained all three of a family are plain, and have nothing to add
+    spared = sum(2 * 9 * c * c + 3 * c for c in (32, 64)) if shared else 0
+    assert round(row['deployed_params_m'] * 1e6) == convs + gates - spared
 
 
 def test_whole_models_and_training_steps(tmp_path):

@@ -82,8 +82,10 @@ def test_deployed_model_scores_the_same(config, flags, checkpoints, shapes, tmp_
         scores[name] = metrics(tmp_path / name)
     for key in {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'mIoU', 'aAcc'} & set(scores['eager']):
         assert scores['deployed'][key] == pytest.approx(scores['eager'][key], abs=0.02)
-    for key in ('cost/gmacs', 'cost/unique_params_m', 'cost/deployed_params_m'):
+    for key in ('cost/gmacs', 'cost/unique_params_m'):
         assert scores['deployed'][key] == scores['eager'][key] > 0
+    held, estimated = (scores[name]['cost/deployed_params_m'] for name in ('deployed', 'eager'))
+    assert 0.98 * estimated < held < estimated  # folded norms: a bias in the place of factor and summand
 
 
 @pytest.mark.parametrize('flag', ['--compile', '--cuda-graph'])
