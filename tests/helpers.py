@@ -48,6 +48,12 @@ def assert_same(outputs, expected, tolerance=1e-5):
         assert (output - target).abs().max() <= tolerance * target.abs().max()
 
 
+def times_in(path, kernel):
+    """How often the bytes of a kernel, as contiguous or as channels_last memory, are in a file."""
+    content = path.read_bytes()
+    return sum(content.count(layout.contiguous().numpy().tobytes()) for layout in (kernel, kernel.permute(0, 2, 3, 1)))
+
+
 class Payload:
     """Unpickling it would create a file."""
 

@@ -11,6 +11,7 @@ import mmcv.ops
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import times_in
 from mmdet.structures import DetDataSample
 from PIL import Image
 from tiny_files import CLASSES
@@ -19,16 +20,24 @@ from torch import nn
 from mmkerneldna.deploy.end2end.plain import PlainOperators
 from mmkerneldna.deploy.exported_model import ExportedModel
 from mmkerneldna.deploy.file_meta import FileError, FileMeta, write_meta
+from mmkerneldna.deploy.scaled_conv import ScaledConv2d
 from mmkerneldna.torch_internals import write_aot_package
 
 REGIONS, KEPT, SIDE = 20, 10, 64
 
 
 class LoopDetector(nn.Module):
-    """Boxes read off the pixels; NMS says which are there, RoIAlign on one of two levels gives their scores."""
+    """Boxes read off the pixels; NMS says which are there, RoIAlign on one of two levels gives their scores.
+
+    The levels' convolutions have one kernel, as deploy(shared=True) leaves them.
+    """
 
     def __init__(self):
         super().__init__()
+        self.fine = nn.Conv2d(3, 3, 3, padding=1, bias=False).requires_grad_(False)
+        self.fine.weight.copy_(torch.rand(3, 3, 3, 3, generator=torch.Generator().manual_seed(0)) / 27)
+        self.coarse = ScaledConv2d(self.fine)
+        self.coarse.scale.mul_(0.9)
         self.layers = [mmcv.ops.RoIAlign(3, 1 / 4, 0, aligned=True), mmcv.ops.RoIAlign(3, 1 / 8, 0, aligned=True)]
 
     def parts(self, images):
@@ -38,7 +47,8 @@ class LoopDetector(nn.Module):
         boxes = torch.stack([x, y, x + side + 8, y + side + 8], 1)
         ranking = pixels[0, 500 : 500 + REGIONS] + 1e-4 * (1 + torch.arange(REGIONS))  # no two alike
         levels = (pixels[1, 500 : 500 + REGIONS] > 0.5).long()
-        return boxes, ranking, levels, [F.avg_pool2d(images.float(), 4), F.avg_pool2d(images.float(), 8)]
+        maps = [conv(F.avg_pool2d(images.float(), size)) for conv, size in ((self.fine, 4), (self.coarse, 8))]
+        return boxes, ranking, levels, maps
 
     def forward(self, images):
         boxes, ranking, levels, maps = self.parts(images)
@@ -57,6 +67,7 @@ class LoopDetector(nn.Module):
 
 def test_a_package_finds_what_mmcvs_operators_find(tmp_path):
     package = write_package(tmp_path / 'net.pt2')
+    assert times_in(package, LoopDetector().fine.weight) == 1
     check_model(package)
     check_example(package, tmp_path)
 

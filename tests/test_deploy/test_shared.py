@@ -14,10 +14,8 @@ from test_deploy_models import small_model
 from torch import nn
 
 from mmkerneldna.backbones import KDNAMobileNetV2, KDNAResNet
-from mmkerneldna.deploy import deploy, lean_copy
+from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.bake import GatedConv
-from mmkerneldna.deploy.end2end import EndToEnd, export_whole
-from mmkerneldna.deploy.export import export
 from mmkerneldna.deploy.packed import PackedConv2d
 from mmkerneldna.deploy.packing import packed_weight_bytes
 from mmkerneldna.deploy.probe import make_probe
@@ -254,30 +252,6 @@ def test_raw_outputs_of_a_whole_detector():
     assert_same(probe(deployed), expected)
     children = sum(isinstance(m, ChildConv2d) for m in model.modules())
     assert deployed.deploy_report.convs_shared == children > 6  # backbone and neck
-
-
-def unique_bytes(model):
-    return sum(p.nbytes for p in model.parameters())
-
-
-@pytest.mark.parametrize('file_format, suffix, weights', [('onnx', '.onnx', '.onnx'), ('openvino', '.xml', '.bin')])
-def test_exported_files_hold_a_kernel_once(tmp_path, file_format, suffix, weights):
-    runtime, onnx = pytest.importorskip(file_format), pytest.importorskip('onnx')
-    lean, path = lean_copy(half_resnet18(), shared=True), tmp_path / f'net{suffix}'
-    assert unique_bytes(lean) < 0.55 * unique_bytes(lean_copy(half_resnet18()))
-    export(lean, path, file_format, size=(32, 64), dynamic='none')  # compares it with torch
-    assert path.with_suffix(weights).stat().st_size == pytest.approx(unique_bytes(lean), rel=0.1)
-    if runtime is onnx:
-        kernels = [entry for entry in onnx.load(str(path)).graph.initializer if list(entry.dims) == [64, 64, 3, 3]]
-        assert len(kernels) == 1
-
-
-def test_a_whole_segmenter_in_a_file(tmp_path):
-    pytest.importorskip('onnxruntime')
-    model, path = whole('fcn'), tmp_path / 'net.onnx'
-    export_whole(model, EndToEnd(path, 'onnx', (32, 48), 'none', shared=True))  # compares it with torch
-    del model.auxiliary_head  # not in the file
-    assert path.stat().st_size == pytest.approx(unique_bytes(model), rel=0.1)
 
 
 def test_a_test_of_the_deployed_model_may_share():
