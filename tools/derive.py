@@ -92,15 +92,20 @@ def find_plan(args, cfg, checkpoint):
     return resolve_plan(backbone_of(static), policy).to_mapping()
 
 
-def settings(args) -> Reconstruction:
-    """Of the reconstruction; its state lies beside the checkpoint until it is done."""
+def settings(args, output) -> Reconstruction:
+    """Of the reconstruction; its state lies beside the checkpoint until it is done, and where it goes on is always said."""
     state = args.out.with_suffix('.state')
     if not args.resume:
         state.unlink(missing_ok=True)
-    return Reconstruction(max(args.steps, 1), args.lr, seed=args.seed, amp=args.amp, state_file=str(state), progress=True)
+    options = dict(say=lambda line: output.display.say(f'  {line}')) if output else {}
+    if args.resume and not state.exists():
+        options.get('say', print)(f'nothing to go on with, {state} does not exist: starting anew')
+    return Reconstruction(
+        max(args.steps, 1), args.lr, seed=args.seed, amp=args.amp, state_file=str(state), progress=True, **options
+    )
 
 
-def derive_and_write(args):
+def derive_and_write(args, output):
     """The report, and what was written."""
     install_safe_loading(args.unsafe_checkpoint)
     check_out(args.out)
@@ -110,7 +115,7 @@ def derive_and_write(args):
     set_sharing(cfg, find_plan(args, cfg, checkpoint), args.residual_rank)
     torch.manual_seed(args.seed)
     model = build_from_config(cfg).to(args.device)
-    reconstruction = settings(args)
+    reconstruction = settings(args, output)
     report = derive(
         model,
         checkpoint,
@@ -128,8 +133,8 @@ def derive_and_write(args):
 def main():
     args = parse_args()
     with one_line_errors():
-        with quiet_output():
-            report, written = derive_and_write(args)
+        with quiet_output() as output:
+            report, written = derive_and_write(args, output)
         print(report)
         for path in written:
             print(f'wrote {path}')

@@ -7,7 +7,7 @@ in evaluation mode (in training mode, with twice the rate, it diverges); AdamW, 
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,10 @@ from .source import DeriveError
 PHASES = ('blocks', 'stages', 'whole')
 
 
+def _log(line: str) -> None:
+    print_log(line, logger='current')
+
+
 @dataclass
 class Reconstruction:
     """Settings of :func:`reconstruct`.
@@ -40,6 +44,7 @@ class Reconstruction:
         state_file (str, optional): written every ``save_every`` steps; a run that finds its own goes on from it.
         save_every (int): steps.
         progress (bool): show a bar, on stderr.
+        say (callable): is told where a run goes on; writes it to the log.
     """
 
     steps: int = 60
@@ -52,6 +57,7 @@ class Reconstruction:
     state_file: str | None = None
     save_every: int = 20
     progress: bool = False
+    say: Callable[[str], None] = _log
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or self.patience < 1 or self.save_every < 1:
@@ -216,7 +222,7 @@ def _advance(state: _State, step: int, loss: float, settings: Reconstruction) ->
     state.waited = 0 if loss < 0.99 * state.best else state.waited + 1
     state.best = min(state.best, loss)
     if state.waited >= settings.patience:
-        print_log(f'reconstruction: {PHASES[phase]} gain no more after {state.step} steps', logger='current')
+        _log(f'reconstruction: {PHASES[phase]} gain no more after {state.step} steps')
         state.step = end
     if state.step >= end:
         state.best, state.waited = float('inf'), 0
@@ -255,5 +261,5 @@ def _resume(settings, target, optimizer, blocks) -> _State:
     target.load_state_dict(held['model'])
     optimizer.load_state_dict(held['optimizer'])
     torch.set_rng_state(held['random'])
-    print_log(f'reconstruction goes on after step {held["state"]["step"]} of {settings.steps}', logger='current')
+    settings.say(f'reconstruction goes on after step {held["state"]["step"]} of {settings.steps}: {path}')
     return _State(**held['state'])

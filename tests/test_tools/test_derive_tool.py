@@ -78,6 +78,29 @@ def test_a_derived_segmenter_from_a_folder_of_images(static_file, tmp_path, caps
     assert not out.with_suffix('.state').exists()
 
 
+def test_where_a_stopped_reconstruction_goes_on_is_said(static_file, tmp_path, capsys, monkeypatch):
+    out, state = tmp_path / 'derived.pth', tmp_path / 'derived.state'
+    (tmp_path / 'images').mkdir()
+    Image.effect_noise((80, 70), 60).convert('RGB').save(tmp_path / 'images' / '0.png')
+    argv = [STATIC, '--from', str(static_file), '--out', str(out), '--images', str(tmp_path / 'images'), '--steps', '3']
+    argv += ['--batch', '2', '--size', '64', '64', '--device', 'cpu', '--plan', 'layer4.1.conv1=layer4.1.conv2', '--resume']
+    argv += ['--cfg-options', *NARROW]
+
+    def stop(*args):
+        raise UsageError('stopped')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('mmkerneldna.derive.outputs.write_outputs', stop)
+        assert run_tool('derive.py', argv) == 2
+    assert f'nothing to go on with, {state} does not exist' in capsys.readouterr().out
+    held = torch.load(state, weights_only=True)
+    held['state'].update(step=1, taken=1, history=held['state']['history'][:1])
+    torch.save(held, state)
+    assert run_tool('derive.py', argv) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'go on' in line or 'goes on' in line]
+    assert lines == [f'  reconstruction goes on after step 1 of 3: {state}'] and not state.exists()
+
+
 @pytest.mark.parametrize('variant', ['odconv4x', 'kdna'])
 def test_a_static_config_as_a_variant(variant, static_file, tmp_path, capsys):
     folder, out = tmp_path / 'images', tmp_path / 'derived.pth'
