@@ -1,11 +1,14 @@
 """int8 for onnxruntime: its static quantisation, in the QDQ form that every runtime of ONNX reads."""
 
+import contextlib
 import importlib
+import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from mmengine.logging import print_log
 
 from .quantise_graph import Operation, Selection, select
 from .runtimes import require
@@ -54,7 +57,7 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
     model = onnx.load(str(path))
     types = {node.name: node.op_type for node in model.graph.node}
     nodes = [*selection.layers, *(name for name in selection.between if types[name] in BETWEEN)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _advice_in_the_log(Path(str(tools.__file__)).parent):
         inferred = Path(folder, 'inferred.onnx')
         onnx.shape_inference.infer_shapes_path(str(path), str(inferred))
         tools.quantize_static(
@@ -70,6 +73,26 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
             weight_type=tools.QuantType.QInt8,
             calibrate_method=tools.CalibrationMethod.MinMax,
         )
+
+
+@contextlib.contextmanager
+def _advice_in_the_log(package: Path) -> Iterator[None]:
+    """What a package says by the root logger goes to mmengine's log: advice for who prepares graphs by hand, not for a user."""
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR or package not in Path(record.pathname).parents:
+            return True
+        print_log(f'{package.parent.name}: {record.getMessage()}', logger='current')
+        return False
+
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addFilter(elsewhere)
+    root.addHandler(silent)  # without any, the first warning would leave one that prints for good
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
+        root.removeFilter(elsewhere)
 
 
 def layer_outputs_onnx(path: Path, layers: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
