@@ -18,8 +18,9 @@ from mmkerneldna.launch import make_folder
 from mmkerneldna.launch.arguments import add_verbose_argument
 from mmkerneldna.measure.tables import wide_console
 from mmkerneldna.runs.report import make_report, show_report, write_report
-from mmkerneldna.runs.results import collect_run, find_runs, group_rows
+from mmkerneldna.runs.results import collect_run, group_rows
 from mmkerneldna.runs.side_by_side import interleaved_cost, replace_cost
+from mmkerneldna.runs.work_dir import find_runs
 
 
 def parse_args():

@@ -1,12 +1,5 @@
-"""What runs left behind: one flat row per work_dir, with its scores, its cost and how far it got.
+"""What runs left behind: one flat row per work_dir (see :mod:`.work_dir`), with its scores, its cost and how far it got."""
 
-A work_dir is what mmengine writes: ``<timestamp>/vis_data/scalars.json`` with a line per log event,
-``<timestamp>/vis_data/config.py``, ``<timestamp>/<timestamp>.json`` with the metrics of a test. Several timestamps
-(resumed trainings, later tests) make one run.
-"""
-
-import json
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,37 +7,21 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import KernelDNAError
-from ..hooks.cost_hook import FILE_NAME, PREFIX
+from ..hooks.cost_hook import PREFIX
 from .scores import SCORES, Score, is_number
+from .work_dir import (
+    checkpoint_step,
+    config_name,
+    is_validation,
+    read_config,
+    read_environment,
+    read_logs,
+    read_test,
+    stamps_of,
+)
 
 Row = dict[str, Any]
-TIMESTAMP = re.compile(r'\d{8}_\d{6}(_.*)?$')
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation'}
-
-
-class NoRunsError(KernelDNAError, ValueError):
-    """A folder that holds no run of mmengine."""
-
-
-def find_runs(root: Path) -> list[Path]:
-    """Work_dirs at or below ``root``: folders that hold a timestamp folder with logs.
-
-    Raises:
-        NoRunsError: there is none.
-    """
-    stamps = [path for path in Path(root).rglob('*') if path.is_dir() and TIMESTAMP.match(path.name)]
-    runs = sorted({path.parent for path in stamps if _has_logs(path)})
-    if not runs:
-        raise NoRunsError(
-            f'{root} holds no run: no folder such as 20260131_235959 with vis_data/ or a test result, at '
-            'any depth; name the --work-dir of a training or test'
-        )
-    return runs
-
-
-def _has_logs(stamp: Path) -> bool:
-    return (stamp / 'vis_data').is_dir() or (stamp / f'{stamp.name}.json').is_file()
 
 
 def collect_run(work_dir: Path, name: str | None = None) -> Row:
@@ -59,82 +36,18 @@ def collect_run(work_dir: Path, name: str | None = None) -> Row:
         name (str, optional): for the table; the folder's own by default.
     """
     work_dir = Path(work_dir)
-    stamps = sorted(path for path in work_dir.iterdir() if path.is_dir() and TIMESTAMP.match(path.name))
-    records, broken = read_scalars(stamps)
-    validations, test = [r for r in records if _is_validation(r)], _read_test(stamps)
-    cfg = _read_config(work_dir, [stamp for stamp in stamps if _has_trained(stamp)] or stamps)
-    row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=_config_name(work_dir))
+    stamps = stamps_of(work_dir)
+    logs = read_logs(stamps)
+    validations, test = [r for r in logs.records if is_validation(r)], read_test(stamps)
+    cfg = read_config(work_dir, logs.trained or stamps)
+    row: Row = dict(name=name or work_dir.name, work_dir=str(work_dir), config=config_name(work_dir))
     row.update(_config_cells(cfg))
     row.update(_score_cells(validations, test))
     row['task'] = row['task'] or _task_by_score(row)
-    row.update(_cost_cells(test or (validations[-1] if validations else {})), **_environment_cells(stamps))
-    row.update(_progress_cells(cfg, records, validations, _checkpoint_step(work_dir)))
-    row['note'] = _note(row, validations, test, broken)
+    row.update(_cost_cells(test or (validations[-1] if validations else {})), **_environment_cells(read_environment(stamps)))
+    row.update(_progress_cells(cfg, logs.records, validations, checkpoint_step(work_dir)))
+    row['note'] = _note(row, validations, test, logs.broken)
     return row
-
-
-def read_scalars(stamps: Sequence[Path]) -> tuple[list[dict], int]:
-    """Log records of all timestamps in order, and the number of lines that can't be read (a killed run's last).
-
-    After a resume steps repeat; the later record wins.
-    """
-    records: dict[Any, dict] = {}
-    broken = 0
-    for index, line in enumerate(line for stamp in stamps for line in _lines(stamp / 'vis_data' / 'scalars.json')):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            broken += 1
-            continue
-        key = (_is_validation(record), record.get('step', index))
-        records.pop(key, None)
-        records[key] = record
-    return list(records.values()), broken
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-
-
-def _has_trained(stamp: Path) -> bool:
-    """Whether it logged a step of training."""
-    records, _ = read_scalars([stamp])
-    return any(not _is_validation(record) for record in records)
-
-
-def _is_validation(record: dict) -> bool:
-    return 'lr' not in record and 'loss' not in record
-
-
-def _read_test(stamps: Sequence[Path]) -> dict:
-    """Metrics of the latest test."""
-    for stamp in reversed(stamps):
-        path = stamp / f'{stamp.name}.json'
-        if path.is_file():
-            try:
-                return json.loads(path.read_text())
-            except ValueError:
-                continue
-    return {}
-
-
-def _read_config(work_dir: Path, stamps: Sequence[Path]) -> Config:
-    """The config as it ran (of the training where there was one: a test knows no lengths); empty without a readable one."""
-    dumped = [stamp / 'vis_data' / 'config.py' for stamp in reversed(stamps)]
-    for path in [*dumped, *sorted(work_dir.glob('*.py'))]:
-        if path.is_file():
-            try:
-                # The dump is complete and literal: what it imports need not be there to read it.
-                return Config.fromfile(path, import_custom_modules=False)
-            except Exception:
-                continue
-    return Config()
-
-
-def _config_name(work_dir: Path) -> str | None:
-    """Of the config that the Runner dumped into the work_dir; the latest if there are several."""
-    dumps = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    return dumps[-1].stem if dumps else None
 
 
 def _config_cells(cfg: Config) -> Row:
@@ -205,26 +118,16 @@ def _cost_cells(metrics: dict) -> Row:
     return {**cells, 'disturbed': bool(cells['disturbed'])} if 'disturbed' in cells else cells
 
 
-def _environment_cells(stamps: Sequence[Path]) -> Row:
-    for stamp in reversed(stamps):
-        path = stamp / FILE_NAME
-        if path.is_file():
-            facts = json.loads(path.read_text())['environment']
-            return dict(device=facts.get('gpu') or f'{facts["cpu"]}, {facts["threads"]} threads', torch=facts['torch'])
-    return {}
-
-
-def _checkpoint_step(work_dir: Path) -> int | None:
-    """12 if ``last_checkpoint`` names ``epoch_12.pth`` or ``iter_12.pth``."""
-    path = work_dir / 'last_checkpoint'
-    found = re.search(r'_(\d+)\.pth', path.read_text()) if path.is_file() else None
-    return int(found.group(1)) if found else None
+def _environment_cells(facts: dict) -> Row:
+    if not facts:
+        return {}
+    return dict(device=facts.get('gpu') or f'{facts["cpu"]}, {facts["threads"]} threads', torch=facts['torch'])
 
 
 def _progress_cells(cfg: Config, records: Sequence[dict], validations: Sequence[dict], saved: int | None) -> Row:
     plan = cfg.get('train_cfg') or {}
     unit, planned = ('epoch', plan['max_epochs']) if plan.get('max_epochs') else ('iter', plan.get('max_iters'))
-    trained = [r for r in records if not _is_validation(r)]
+    trained = [r for r in records if not is_validation(r)]
     # Steps that were completed; a log line of epoch 12 may come from its first iteration.
     done = [r['step'] for r in validations if 'step' in r] + ([] if saved is None else [saved])
     times = [r['time'] for r in trained if is_number(r.get('time'))]

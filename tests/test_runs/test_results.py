@@ -9,7 +9,7 @@ from run_folders import DET_CFG, SEG_CFG, cost, detection_run, segmentation_run,
 
 from mmkerneldna.measure.benchmark import COST_COLUMNS
 from mmkerneldna.measure.tables import cell
-from mmkerneldna.runs.results import NoRunsError, backbone_label, collect_run, find_runs, group_rows, sort_rows
+from mmkerneldna.runs.results import backbone_label, collect_run, group_rows, sort_rows
 
 
 def test_tested_run(tmp_path):
@@ -102,13 +102,6 @@ def test_environment_of_the_measurement(tmp_path):
     assert collect_run(work_dir)['device'] == 'some CPU, 2 threads'
 
 
-def test_runs_are_found_at_any_depth(tmp_path):
-    runs = {detection_run(tmp_path / 'x' / f'seed_{seed}') for seed in (0, 1)} | {segmentation_run(tmp_path / 's')}
-    (tmp_path / 'empty' / '20260101_000000').mkdir(parents=True)
-    assert set(find_runs(tmp_path)) == runs
-    assert find_runs(tmp_path / 's') == [tmp_path / 's']
-
-
 @pytest.mark.parametrize(
     'backbone, label',
     [
@@ -122,11 +115,6 @@ def test_runs_are_found_at_any_depth(tmp_path):
 )
 def test_label_of_the_backbone(backbone, label):
     assert backbone_label(backbone) == label
-
-
-def test_no_runs(tmp_path):
-    with pytest.raises(NoRunsError, match='holds no run'):
-        find_runs(tmp_path)
 
 
 def test_sorting_puts_the_unscored_last():
