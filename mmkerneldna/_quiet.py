@@ -62,11 +62,19 @@ class _WithoutPrints(io.TextIOBase):
 
 
 @contextlib.contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Without the warnings of the list."""
+    with warnings.catch_warnings():
+        if not is_verbose():
+            hide_warnings()
+        yield
+
+
+@contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Imports without the prints and warnings of the list."""
     if is_verbose():
         yield
         return
-    with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutPrints(sys.stdout)):
-        hide_warnings()
+    with quiet_warnings(), contextlib.redirect_stdout(_WithoutPrints(sys.stdout)):
         yield

@@ -35,7 +35,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmkerneldna import launch
-from mmkerneldna._quiet import is_verbose
+from mmkerneldna._quiet import is_verbose, quiet_warnings
 from mmkerneldna.anatomy import has_proposals, is_exported
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.exported_model import ExportedModel, is_exported_name
@@ -253,7 +253,7 @@ def main():
     console = wide_console()
     # What is built is said by the table; --verbose lists who borrows from whom.
     MMLogger.get_instance('benchmark', log_level='INFO' if is_verbose() else 'WARNING')
-    with one_line_errors():
+    with one_line_errors(), quiet_warnings():
         for keep in args.keep or ():
             check_keep(keep)
         if args.threads:

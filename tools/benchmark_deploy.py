@@ -34,6 +34,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmkerneldna._quiet import quiet_warnings
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.backends import BACKENDS
@@ -286,7 +287,7 @@ def main():
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('benchmark_deploy', log_level='ERROR')
     Console(width=150).print(f'{describe(environment(args.device))}, clock {args.clock}, {args.rounds} rounds')
-    with one_line_errors():
+    with one_line_errors(), quiet_warnings():
         for size in args.size:
             run(size, args)
 

@@ -24,6 +24,7 @@ from mmengine.runner import CheckpointLoader
 from rich.console import Console
 
 from mmkerneldna import launch
+from mmkerneldna._quiet import quiet_warnings
 from mmkerneldna.checkpoints.loading import install_safe_loading
 from mmkerneldna.deploy import lean_copy
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
@@ -167,5 +168,5 @@ def main():
 
 
 if __name__ == '__main__':
-    with one_line_errors():
+    with one_line_errors(), quiet_warnings():
         main()

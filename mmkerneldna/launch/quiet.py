@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 
@@ -17,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from rich.console import Console
 
-from .._quiet import LOGS, hide_warnings, is_verbose
+from .._quiet import LOGS, is_verbose, quiet_warnings
 from ..hooks.progress_hook import ProgressHook
 from ..runs.progress import make_display
 
@@ -110,8 +109,7 @@ def quiet_output() -> Iterator[QuietOutput | None]:
     output = QuietOutput(Console(file=sys.stdout))
     output.take_over(MMLogger.get_instance('mmengine'))
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(_PrintsToLog()):
-            hide_warnings()
+        with quiet_warnings(), contextlib.redirect_stdout(_PrintsToLog()):
             yield output
     finally:
         output.give_back()

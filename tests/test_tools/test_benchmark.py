@@ -181,9 +181,10 @@ def test_config_options_reach_every_config(tmp_path):
     assert result['rows'][0]['proposals'] is None and result['settings']['proposals'] is None
 
 
-def test_size_comes_from_the_config(tmp_path):
+def test_size_comes_from_the_config(tmp_path, recwarn):
     (row,) = measure(tmp_path, str(ROOT / SEGMENTER), '--batch', '1')['rows']
     assert (row['height'], row['width']) == (160, 160)
+    assert not [w for w in recwarn if 'avg_non_ignore' in str(w.message)]
 
 
 @pytest.mark.parametrize(
