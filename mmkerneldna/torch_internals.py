@@ -1,10 +1,14 @@
 """Every name of torch, oneDNN and inductor that is not public: what to look at when a new torch breaks something."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+#: calls in which torch.jit watches the sizes before it hands a function to a compiler
+_PROFILED_CALLS = 2
 
 
 def is_transformed() -> bool:
@@ -55,12 +59,16 @@ def packed_linear(input: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def packed_layout(packed: Tensor) -> tuple:
-    """What tells two layouts of one kernel apart, by :func:`pack_kernel`."""
+    """What tells two layouts of one kernel apart, by :func:`pack_kernel`, or of plain memory."""
+    if not packed.is_mkldnn:
+        return tuple(packed.shape)
     return tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
 
 
 def packed_bytes(packed: Tensor) -> int:
     """Memory of a packed kernel."""
+    if not packed.is_mkldnn:
+        return packed.nbytes
     return torch.ops.mkldnn._nbytes(packed)
 
 
@@ -89,6 +97,39 @@ def packed_conv_add(
     return torch.ops.mkldnn._convolution_pointwise.binary(
         input, other, packed, bias, padding, stride, dilation, groups, 'add', 1.0, 'relu' if relu else None, [], None
     )
+
+
+def onednn_graph(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """A module compiled by oneDNN's graph compiler for the sizes of ``inputs``.
+
+    Args:
+        module: in evaluation mode; takes and returns flat tensors.
+        inputs: the example.
+
+    Returns:
+        Callable: takes a sequence of tensors like ``inputs``, returns a list; channels_last in and out.
+    """
+    inputs = tuple(_channels_last(x) for x in inputs)
+    before = torch.jit.onednn_fusion_enabled()
+    torch.jit.enable_onednn_fusion(True)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # tracing warns of every size that it takes for a constant
+            traced = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
+            for _ in range(_PROFILED_CALLS + 1):
+                traced(*inputs)
+    finally:
+        torch.jit.enable_onednn_fusion(before)
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(traced(*(_channels_last(x) for x in inputs)))
+
+    return run
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
 
 
 def write_aot_package(program, path: str) -> None:

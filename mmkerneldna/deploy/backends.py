@@ -7,7 +7,7 @@ runtime can't take (an operator it lacks, outputs that are no tensors) and sizes
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ from .size_cache import Captured, SizeCache
 from .traceable import with_matrix_pools
 
 BACKENDS = ('torch', *SESSIONS, 'auto')
+#: modules that a backend needs beside torch
+NEEDS = dict(onnxruntime=('onnx', 'onnxruntime'), openvino=('onnx', 'openvino'))
 #: sizes kept per part, their share of the machine's memory, and how often a size comes before another one goes for it:
 #: compiling takes seconds
 MAX_SIZES, MEMORY_SHARE, PATIENCE = 8, 0.2, 20
@@ -55,15 +57,22 @@ def check_backend(backend: str, device: torch.device, dtype: torch.dtype | None)
         raise BackendError(f'backend={backend!r} computes in {_names(TOLERANCES)}, not in {dtype}')
     if backend == 'onnxruntime' and dtype == torch.bfloat16:
         raise BackendError("onnxruntime computes no convolutions in bf16 on a CPU; use backend='openvino' or 'torch'")
-    if backend in SESSIONS:
-        require('onnx')
-        require(backend)
+    for module in NEEDS.get(backend, ()):
+        require(module)
 
 
 def plain_twin(model: nn.Module, own_weights: bool) -> nn.Module:
-    """A copy with layers of its own that holds the same parameters and buffers, unless it is to have ``own_weights``."""
+    """A copy with layers of its own that holds the same parameters and buffers, unless it is to have ``own_weights``.
+
+    Nothing in it works in place: oneDNN's graph compiler refuses that in half precision.
+    """
     tensors: list[Tensor] = [] if own_weights else [*model.parameters(), *model.buffers()]
-    return with_matrix_pools(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+    twin = with_matrix_pools(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+    modules: Iterable[Any] = twin.modules()
+    for module in modules:
+        if getattr(module, 'inplace', False) is True:
+            module.inplace = False
+    return twin
 
 
 def run_in_backend(model: nn.Module, twin: nn.Module, backend: str, dtype: torch.dtype, run: Callable[[], object]) -> None:
@@ -72,8 +81,8 @@ def run_in_backend(model: nn.Module, twin: nn.Module, backend: str, dtype: torch
     Args:
         model (nn.Module): deployed.
         twin (nn.Module): from :func:`plain_twin`, of the model before its layers were packed and fused.
-        backend (str): ``'onnxruntime'``, ``'openvino'``, or ``'auto'`` for the fastest of them and torch, by measurement at
-            each size.
+        backend (str): ``'onednn'``, ``'onnxruntime'``, ``'openvino'``, or ``'auto'`` for the fastest of them and torch, by
+            measurement at each size.
         dtype (torch.dtype): what is computed in.
         run: runs a forward pass of ``model`` on a probe.
 
@@ -141,7 +150,7 @@ class _Part:
         title = f'{self.title} at {", ".join("x".join(map(str, leaf.shape)) for leaf in tree_leaves(args))}'
         taken = self._fastest(title, calls, args) if self.choose else self.names[0]
         self.report.backends[title] = taken
-        return Captured(calls[taken], 0 if taken == 'torch' else len(traced.graph))
+        return Captured(calls[taken], 0 if taken == 'torch' else traced.nbytes)
 
     def _checked(self, traced: Traced, name: str, args: tuple, expected) -> Callable:
         session = SESSIONS[name](traced, self.dtype)

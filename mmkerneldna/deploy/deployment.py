@@ -87,6 +87,7 @@ def deploy(
     probe: Probe = None,
     backend: str = 'torch',
     shared: bool = False,
+    winograd: bool = True,
 ) -> nn.Module:
     """A lean copy of a model for inference: children baked, norms folded, kernels un-shared, channels_last, compiled.
 
@@ -105,11 +106,15 @@ def deploy(
             the device has it. In a whole model post-processing, and on a CPU mmcv's compiled ops, stay in float32.
         gate: ``'torch'``, or ``'triton'`` for fused kernels on a CUDA device.
         probe: input or function that reaches all parts; see :func:`.probe.make_probe`. Defaults to random images.
-        backend: on a CPU ``'onnxruntime'`` or ``'openvino'`` to run backbone, neck and dense heads there, ``'auto'`` for what
-            is the fastest here, by measurement at each input size (see :mod:`.backends`).
+        backend: on a CPU ``'onednn'`` (the graph compiler that torch has of oneDNN), ``'onnxruntime'`` or ``'openvino'`` to run
+            backbone, neck and dense heads there, ``'auto'`` for what is the fastest here, by measurement at each input size
+            (see :mod:`.backends`).
         shared: children without spatial scale and residual keep their parent's kernel at run time, instead of one of their own
             (see :mod:`.shared`); the report says how many do, and why others don't. Runtimes other than torch give each
             convolution a kernel of its own when they load it.
+        winograd: on a CPU wide 3x3 convolutions in float32 are computed by Winograd's filtering at sizes where a measurement at
+            the first call finds it faster (see :mod:`.winograd`): features differ in the fifth or sixth digit, and such a
+            kernel takes four times its memory. False for the same sums on every machine.
 
     Returns:
         nn.Module: of the model's class, with a ``deploy_report``.
@@ -132,7 +137,7 @@ def deploy(
     copy = lean_copy(inner, gate, probe, shared)
     to = dtype or next(inner.parameters()).dtype
     twin = plain_twin(copy, own_weights=to != torch.float32) if backend != 'torch' else None
-    if device.type == 'cpu' and pack_layers(copy) and not compile:  # a compiler fuses by itself
+    if device.type == 'cpu' and pack_layers(copy, winograd) and not compile:  # a compiler fuses by itself
         _fuse(copy, make_probe(copy, probe))
     copy.to(to)
     if device.type == 'cpu' and to != torch.float32:

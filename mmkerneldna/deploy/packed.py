@@ -5,6 +5,7 @@ every call: on the 7x7 maps of a ResNet's last stage that takes longer than the 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ..modules import conv_arguments
 from ..torch_internals import pack_kernel, packed_conv, packed_conv_add
 from .packed_kernels import MAX_SHAPES, PackedKernels
+from .winograd import winograd_conv, winograd_kernel
+from .winograd_choice import FASTER, is_faster, kind_of_call, may_pay_off
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 #: layouts depend on the size of the batch, if at all, where it is small
@@ -53,17 +56,21 @@ class PackedConv2d(nn.Conv2d):
     convolution can't take (gradients, another dtype or device, tracing, padding that is not zeros or not given in numbers,
     an empty batch, wrong channels) run as an ``nn.Conv2d``. Returns channels_last.
 
+    Wide 3x3 convolutions in float32 are computed by :mod:`.winograd` at sizes where that is faster, by measurement.
+
     Args:
         conv (nn.Conv2d): shares its parameters.
         packed (PackedKernels, optional): of all convolutions that hold this kernel.
+        winograd (bool): whether that may be.
     """
 
     computes_plainly = True  # conv2d(x, weight, bias) with its own attributes, like a plain convolution
 
-    def __init__(self, conv: nn.Conv2d, packed: PackedKernels | None = None) -> None:
+    def __init__(self, conv: nn.Conv2d, packed: PackedKernels | None = None, winograd: bool = True) -> None:
         super().__init__(**conv_arguments(conv), device='meta')
         self.weight, self.bias = conv.weight, conv.bias
         self.packed = packed or PackedKernels()
+        self.winograd = winograd
         self._takes_shapes: dict[tuple, bool] = {}
         self.train(conv.training)
 
@@ -80,12 +87,41 @@ class PackedConv2d(nn.Conv2d):
         if not self._takes(input, weight, other, activation):
             y = self._conv_forward(input, weight, bias)
             return Activation(*activation).plainly(y if other is None else y + other)
+        if self.winograd and may_pay_off(self, input) and self._winograd_is_faster(input):
+            return self._by_winograd(input, other, activation)
+        return self._direct(input, other, activation)
+
+    def _direct(self, input: Tensor, other: Tensor | None, activation: Activation) -> Tensor:
+        weight, bias = self._parameters['weight'], self._parameters['bias']
         geometry = self.padding, self.stride, self.dilation, self.groups
         call = (min(input.shape[0], BATCHES), *input.shape[2:], *geometry)
         packed = self.packed.get(weight, call, pack_kernel, *geometry, input.shape)
         if other is None:
             return packed_conv(input, packed, bias, *geometry, *activation)
         return packed_conv_add(input, other, packed, bias, *geometry, relu=activation == RELU)
+
+    def _by_winograd(self, input: Tensor, other: Tensor | None, activation: Activation) -> Tensor:
+        weight, bias = self._parameters['weight'], self._parameters['bias']
+        kernel = self.packed.get(weight, ('winograd',), winograd_kernel)
+        summand = None if other is None else other.permute(0, 2, 3, 1)
+
+        def finish(part: Tensor, images: slice, rows: slice) -> None:
+            if bias is not None:
+                part.add_(bias)
+            if summand is not None:
+                part.add_(summand[images, rows])
+            if activation != NONE:
+                part.copy_(Activation(*activation).plainly(part))
+
+        return winograd_conv(input, kernel, cast(Sequence[int], self.padding), finish)
+
+    def _winograd_is_faster(self, input: Tensor) -> bool:
+        key = kind_of_call(self, input)
+        if key not in FASTER:
+            call = input, None, NONE
+            FASTER[key] = is_faster(partial(self._direct, *call), partial(self._by_winograd, *call))
+            self.packed.forget()  # the layouts of the way that is not taken
+        return FASTER[key]
 
     def _takes(self, input: Tensor, weight: Tensor, other: Tensor | None, activation: Activation) -> bool:
         if not may_be_packed(input, weight):

@@ -16,10 +16,14 @@ from .packed_linear import PackedLinear
 PLAIN_LINEARS = (nn.Linear, EmptySafeLinear)
 
 
-def pack_layers(module: nn.Module) -> int:
+def pack_layers(module: nn.Module, winograd: bool = True) -> int:
     """Replace every plain convolution and fully connected layer below ``module``, which is on a CPU, by a packed one.
 
     Nothing is replaced where torch comes without oneDNN, or where oneDNN is switched off.
+
+    Args:
+        module (nn.Module): changed in place.
+        winograd (bool): whether wide 3x3 convolutions may be computed by :mod:`.winograd`.
 
     Returns:
         int: layers packed.
@@ -31,8 +35,10 @@ def pack_layers(module: nn.Module) -> int:
     packed: dict[int, nn.Module] = {}
     for owner, name, layer in places:
         if id(layer) not in packed:
-            make: Any = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d
-            packed[id(layer)] = make(layer, kernels[id(layer.weight)])
+            held = kernels[id(layer.weight)]
+            packed[id(layer)] = (
+                PackedLinear(layer, held) if isinstance(layer, nn.Linear) else PackedConv2d(layer, held, winograd)
+            )
         setattr(owner, name, packed[id(layer)])
     return len(packed)
 

@@ -41,17 +41,20 @@ class Format:
         file (str, optional): format of the exported file; None for a model of torch.
         dtype (str): what it computes in.
         deployed (bool): of a model of torch.
+        backend (str): of a deployed one.
     """
 
     title: str
     file: str | None = None
     dtype: str = 'fp32'
     deployed: bool = False
+    backend: str = 'torch'
 
 
 FORMATS = {
     'torch': Format('torch eager'),
     'deployed': Format('torch deployed', deployed=True),
+    'deployed-onednn': Format('torch deployed, oneDNN graphs', deployed=True, backend='onednn'),
     'deployed-bf16': Format('torch deployed bf16', dtype='bf16', deployed=True),
     'pt2': Format('torch pt2', 'pt2'),
     'onnx': Format('onnxruntime', 'onnx'),
@@ -110,7 +113,7 @@ class FormatMaker:
             return ExportedModel(str(self.file(key)))
         if not wanted.deployed:
             return self.model
-        return deploy(self.model, dtype=torch.bfloat16 if wanted.dtype == 'bf16' else None)
+        return deploy(self.model, dtype=torch.bfloat16 if wanted.dtype == 'bf16' else None, backend=wanted.backend)
 
     def file(self, key: str) -> Path:
         """The file of a format."""

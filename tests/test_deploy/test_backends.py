@@ -1,4 +1,4 @@
-"""Parts of deployed models in onnxruntime and OpenVINO: torch's features, its fallback, and what the choice is made by."""
+"""Parts of deployed models in oneDNN graphs, onnxruntime and OpenVINO: torch's features, its fallback, and what the choice is made by."""
 
 import sys
 
@@ -20,10 +20,15 @@ from mmkerneldna.errors import KernelDNAError
 from mmkerneldna.torch_internals import onednn_computes
 
 RUNTIMES = ('onnxruntime', 'openvino')
+BACKENDS = ('onednn', *RUNTIMES)
 TINY = dict(base_channels=8)
 
 
 def needs(name):
+    if name == 'onednn':
+        if not torch.backends.mkldnn.is_available():
+            pytest.skip('torch comes without oneDNN')
+        return
     pytest.importorskip('onnx')
     pytest.importorskip(name)
 
@@ -42,7 +47,7 @@ def whole(config, **changes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', RUNTIMES)
+@pytest.mark.parametrize('name', BACKENDS)
 def test_a_backbone_in_a_runtime_has_torchs_features_at_every_size(name):
     needs(name)
     net = tiny_net()
@@ -59,7 +64,7 @@ def test_a_backbone_in_a_runtime_has_torchs_features_at_every_size(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', RUNTIMES)
+@pytest.mark.parametrize('name', BACKENDS)
 @pytest.mark.parametrize(
     ('config', 'changes', 'parts'),
     [
@@ -95,7 +100,7 @@ def test_auto_measures_and_takes_the_fastest(monkeypatch):
     said.clear()
     assert_same(fast(x), net(x))
     assert fast.deploy_report.backends == {'Sequential at 1x3x64x64': 'openvino'}
-    assert len(said) == 1 and all(f'{name} ' in said[0] for name in ('torch', *RUNTIMES)) and said[0].endswith('is taken')
+    assert len(said) == 1 and all(f'{name} ' in said[0] for name in ('torch', *BACKENDS)) and said[0].endswith('is taken')
 
 
 @torch.no_grad()
@@ -144,14 +149,15 @@ def test_an_operator_that_the_runtime_lacks_is_named():
 
 @torch.no_grad()
 @pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason='this CPU has no bf16 convolutions')
-def test_bf16_in_openvino():
-    needs('openvino')
+@pytest.mark.parametrize('name', ['onednn', 'openvino'])
+def test_bf16(name):
+    needs(name)
     net = tiny_net()
-    fast, x = deploy(net, dtype=torch.bfloat16, backend='openvino'), torch.randn(1, 3, 64, 64)
+    fast, x = deploy(net, dtype=torch.bfloat16, backend=name), torch.randn(1, 3, 64, 64)
     for feature, expected in zip(fast(x.bfloat16()), net(x)):
         assert feature.dtype == torch.bfloat16
         assert (feature.float() - expected).norm() < 0.05 * expected.norm()
-    assert set(fast.deploy_report.backends.values()) == {'openvino'}
+    assert set(fast.deploy_report.backends.values()) == {name}
 
 
 @pytest.mark.parametrize(
@@ -181,5 +187,23 @@ def test_a_runtime_that_is_not_installed(monkeypatch, name):
 def test_auto_without_a_runtime_is_torch(monkeypatch):
     for name in (*RUNTIMES, 'onnx'):
         monkeypatch.setitem(sys.modules, name, None)
+    said = []
+    monkeypatch.setattr(backends, 'print_log', lambda text, **_: said.append(text))
     net, x = tiny_net(), torch.randn(1, 3, 64, 64)
     assert_same(deploy(net, backend='auto')(x), net(x))
+    assert not any(f'{name} ' in line for name in RUNTIMES for line in said if 'is taken' in line)
+
+
+@torch.no_grad()
+def test_layers_are_fused_in_a_onednn_graph():
+    needs('onednn')
+    net = tiny_net()
+    traced = backends.Traced(net, 'forward', (torch.randn(1, 3, 64, 64),))
+    session = backends.SESSIONS['onednn'](traced, torch.float32)
+    before = torch.jit.onednn_fusion_enabled()
+    with torch.autograd.profiler.profile() as profile:
+        session(traced.inputs)
+    assert any('LlgaPartition' in event.key or 'LLGA' in event.key for event in profile.key_averages()), [
+        event.key for event in profile.key_averages()
+    ]
+    assert torch.jit.onednn_fusion_enabled() == before
