@@ -2,7 +2,7 @@
 
     python tools/benchmark_deploy.py backbone --depth 50 18 --size 224 512
     python tools/benchmark_deploy.py train --depth 50 --batch 2 --size 224
-    python tools/benchmark_deploy.py backbone --depth 50 --size 224 512 --backends torch onnxruntime openvino auto
+    python tools/benchmark_deploy.py backbone --depth 50 --size 224 512 --backends direct torch onednn onnxruntime openvino auto
     python tools/benchmark_deploy.py parts --model faster --size 320x544
     python tools/benchmark_deploy.py shared --size 224
 
@@ -12,6 +12,8 @@ instead (use it with --threads 1 on a machine that others use as well).
 
 Weights are random. So that Faster R-CNNs do equal work end to end, the values of two head outputs are replaced by the same
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
+
+The backend 'direct' is torch without Winograd's filtering of 3x3 convolutions (deploy(winograd=False)).
 
 shared is a ResNet-18 whose children, without spatial scales, leave half of the parameters: deploy(shared=True) and without.
 """
@@ -51,6 +53,8 @@ from mmkerneldna.measure.workload import Workload, inference_call, train_call
 from mmkerneldna.sharing import share_kernels
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+#: torch without Winograd's filtering
+DIRECT = 'direct'
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
 #: child -> parent, in a ResNet-18 of the usual depth: 11.2 -> 5.6 M parameters
 HALF = {f'layer{s}.{child}': f'layer{s}.1.conv2' for s in (3, 4) for child in ('0.conv2', '1.conv1')}
@@ -75,7 +79,7 @@ def parse_args():
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1])
     parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
-    parser.add_argument('--backends', nargs='+', choices=BACKENDS, default=['torch'], help='backend=')
+    parser.add_argument('--backends', nargs='+', choices=[*BACKENDS, DIRECT], default=['torch'], help='backend=')
     parser.add_argument('--cuda-graph', action='store_true')
     parser.add_argument('--gate', choices=['torch', 'triton'], default='torch')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='of the deployed copies; AMP of train')
@@ -152,7 +156,7 @@ def modes_of(args) -> dict[str, dict]:
     """Name -> options of every way to deploy that was asked for."""
     return {
         ' '.join(['deployed', *[mode] * (mode != 'false'), *[backend] * (backend != 'torch')]): dict(
-            compile=MODES[mode], backend=backend
+            compile=MODES[mode], backend='torch' if backend == DIRECT else backend, winograd=backend != DIRECT
         )
         for mode, backend in product(args.modes, args.backends)
     }

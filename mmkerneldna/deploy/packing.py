@@ -1,7 +1,5 @@
 """Put packed layers in the place of plain ones, and count and free what they hold."""
 
-from typing import Any
-
 import torch
 from mmcv.cnn.bricks.wrappers import Linear as EmptySafeLinear
 from torch import nn

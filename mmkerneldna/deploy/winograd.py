@@ -1,8 +1,8 @@
-"""3x3 convolutions with a quarter of the products, for CPUs: Winograd's minimal filtering (Lavin, Gray, arXiv 1509.09308, sec. 4).
+"""3x3 convolutions with a quarter of the products, for CPUs: Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
 
-A tile of 4x4 outputs takes 6x6 products for each pair of channels, where a sum over the window takes 144. The products are those of
-36 matrices; what is added is the transform of the input (6x6 tiles that overlap), of the kernel (once) and of the products. It pays
-off on wide layers: pyramids and heads.
+A tile of 4x4 outputs takes 6x6 products for each pair of channels, where a sum over the window takes 144. The products are
+those of 36 matrices; what is added is the transform of the input (6x6 tiles that overlap), of the kernel (once) and of the
+products. It pays off in wide layers: pyramids and heads.
 """
 
 import math
@@ -18,28 +18,29 @@ from torch import Tensor
 
 #: outputs of a tile, side of the kernel, inputs of a tile
 OUT, SIDE, IN = 4, 3, 6
-#: where the polynomials are evaluated, infinity apart: they lose the fewest digits of those tried, a quarter of what 0, 1, -1, 2, -2 lose
+#: where the polynomials are evaluated, infinity apart: of those tried they lose the fewest digits, in the worst case a quarter
+#: of what 0, 1, -1, 2, -2 lose
 POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
 #: tiles whose transforms are in memory at the same time: as few as fill the processor's caches, as many as make good matrices
 TILES = 128
 
 
 @cache
-def transforms(points: Sequence[Fraction] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
+def transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Matrices of a filter of 3 taps with 4 outputs, by Toom and Cook's interpolation, in float64.
 
     Returns:
         tuple: A (4, 6), B (6, 6), G (6, 3) with ``correlate(d, g) = A @ ((G @ g) * (B @ d))`` for 6 inputs d.
     """
     a, b, g = np.zeros((OUT, IN)), np.zeros((IN, IN)), np.zeros((IN, SIDE))
-    for row, point in enumerate(points):
-        others = [p for p in points if p != point]
+    for row, point in enumerate(POINTS):
+        others = [p for p in POINTS if p != point]
         scale = np.prod([point - p for p in others])
         a[:, row] = [float(point**power) for power in range(OUT)]
         g[row] = [float(point**power / scale) for power in range(SIDE)]
         b[row, :-1] = np.poly(np.array(others, float))[::-1]
     a[-1, -1] = g[-1, -1] = 1
-    b[-1] = np.poly(np.array(points, float))[::-1]
+    b[-1] = np.poly(np.array(POINTS, float))[::-1]
     return torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(g)
 
 

@@ -1,4 +1,4 @@
-"""Which 3x3 convolutions Winograd's filtering makes faster on this machine, by measurement, once in a process per kind of call."""
+"""Which 3x3 convolutions are faster by Winograd's filtering on this machine: by measurement, once per kind of call."""
 
 import math
 import time

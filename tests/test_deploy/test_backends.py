@@ -1,4 +1,4 @@
-"""Parts of deployed models in oneDNN graphs, onnxruntime and OpenVINO: torch's features, its fallback, and what the choice is made by."""
+"""Parts of deployed models in other runtimes: torch's features, its fallback, and what the choice is made by."""
 
 import sys
 

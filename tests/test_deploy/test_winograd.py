@@ -58,7 +58,7 @@ def test_it_is_the_convolution(images, height, width, inside, out, top, left, ti
 
 
 def test_few_digits_are_lost():
-    """On as many terms as a wide layer sums, at most a fifth of what the usual points (0, 1, -1, 2, -2) lose in the mean."""
+    """On as many terms as a wide layer sums, fewer than the usual points (0, 1, -1, 2, -2) lose."""
     x = torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(0)).relu()
     weight = torch.randn(32, 256, 3, 3, generator=torch.Generator().manual_seed(1))
     expected = F.conv2d(x.double(), weight.double(), padding=1)
