@@ -92,7 +92,7 @@ class PackedConv2d(nn.Conv2d):
         return self._direct(input, other, activation)
 
     def _direct(self, input: Tensor, other: Tensor | None, activation: Activation) -> Tensor:
-        weight, bias = self._parameters['weight'], self._parameters['bias']
+        weight, bias = cast(Tensor, self._parameters['weight']), self._parameters['bias']
         geometry = self.padding, self.stride, self.dilation, self.groups
         call = (min(input.shape[0], BATCHES), *input.shape[2:], *geometry)
         packed = self.packed.get(weight, call, pack_kernel, *geometry, input.shape)
@@ -101,7 +101,7 @@ class PackedConv2d(nn.Conv2d):
         return packed_conv_add(input, other, packed, bias, *geometry, relu=activation == RELU)
 
     def _by_winograd(self, input: Tensor, other: Tensor | None, activation: Activation) -> Tensor:
-        weight, bias = self._parameters['weight'], self._parameters['bias']
+        weight, bias = cast(Tensor, self._parameters['weight']), self._parameters['bias']
         kernel = self.packed.get(weight, ('winograd',), winograd_kernel)
         summand = None if other is None else other.permute(0, 2, 3, 1)
 

@@ -1,5 +1,7 @@
 """Put packed layers in the place of plain ones, and count and free what they hold."""
 
+from typing import cast
+
 import torch
 from mmcv.cnn.bricks.wrappers import Linear as EmptySafeLinear
 from torch import nn
@@ -34,9 +36,10 @@ def pack_layers(module: nn.Module, winograd: bool = True) -> int:
     for owner, name, layer in places:
         if id(layer) not in packed:
             held = kernels[id(layer.weight)]
-            packed[id(layer)] = (
-                PackedLinear(layer, held) if isinstance(layer, nn.Linear) else PackedConv2d(layer, held, winograd)
-            )
+            if isinstance(layer, nn.Linear):
+                packed[id(layer)] = PackedLinear(layer, held)
+            else:
+                packed[id(layer)] = PackedConv2d(cast(nn.Conv2d, layer), held, winograd)
         setattr(owner, name, packed[id(layer)])
     return len(packed)
 

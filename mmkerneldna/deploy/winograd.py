@@ -35,7 +35,7 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     a, b, g = np.zeros((OUT, IN)), np.zeros((IN, IN)), np.zeros((IN, SIDE))
     for row, point in enumerate(POINTS):
         others = [p for p in POINTS if p != point]
-        scale = np.prod([point - p for p in others])
+        scale = math.prod(point - p for p in others)
         a[:, row] = [float(point**power) for power in range(OUT)]
         g[row] = [float(point**power / scale) for power in range(SIDE)]
         b[row, :-1] = np.poly(np.array(others, float))[::-1]
