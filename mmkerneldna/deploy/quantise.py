@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from ..errors import KernelDNAError
 from . import quantise_onnx, quantise_openvino
 from .file_meta import FileMeta, kind_of, read_meta, write_meta
+from .onnx_values import layer_outputs_onnx
 from .quantise_graph import Selection
 from .writers import whole_files_only
 
@@ -27,7 +28,7 @@ RANKED_ON = 2
 _READ: dict[str, Callable[[Path], Selection]] = dict(
     onnx=quantise_onnx.read_selection, openvino=quantise_openvino.read_selection
 )
-_OUTPUTS = dict(onnx=quantise_onnx.layer_outputs_onnx, openvino=quantise_openvino.layer_outputs_openvino)
+_OUTPUTS = dict(onnx=layer_outputs_onnx, openvino=quantise_openvino.layer_outputs_openvino)
 
 
 class QuantiseError(KernelDNAError, ValueError):
@@ -42,6 +43,8 @@ class QuantiseReport:
         file (str): written.
         images (int): calibrated on.
         layers (int): convolutions and matrix products in int8.
+        last_float (list[str]): last layers that stay float because they cost next to nothing, see
+            :func:`.quantise_onnx.cheap_last_layers`.
         left_float (list[str]): layers that stay float because they hurt; the worst first.
         float_score, score (float, optional): of the float file and of the new one, where they were asked for.
         trials (list[tuple[int, float]]): how many layers were left float, and the score with that.
@@ -50,6 +53,7 @@ class QuantiseReport:
     file: str
     images: int
     layers: int
+    last_float: list[str] = field(default_factory=list)
     left_float: list[str] = field(default_factory=list)
     float_score: float | None = None
     score: float | None = None
@@ -57,6 +61,8 @@ class QuantiseReport:
 
     def __str__(self) -> str:
         lines = [f'{self.file}: {self.layers} layers in int8, calibrated on {self.images} images']
+        if self.last_float:
+            lines.append(f'last layers that stay float, small ones whose outputs are results: {len(self.last_float)}')
         if self.float_score is not None and self.score is not None:
             lines.append(f'score {self.score:.2f} (float {self.float_score:.2f}, {self.score - self.float_score:+.2f})')
             lines += [f'{count} layers left float: score {score:.2f}' for count, score in self.trials]
@@ -95,8 +101,10 @@ def quantise(
     selection = _READ[kind](path)
     if not selection.layers:
         raise QuantiseError(f'{path} has no convolution and no matrix product: there is nothing to quantise')
+    last = quantise_onnx.cheap_last_layers(path, selection, batches[0]) if kind == 'onnx' else []
+    selection = selection.without(last)
     with whole_files_only(out) as draft:
-        report = QuantiseReport(str(out), len(images), 0)
+        report = QuantiseReport(str(out), len(images), 0, last)
 
         def score_without(names: Sequence[str]) -> float:
             _write(kind, path, draft, meta, batches, selection.without(names))

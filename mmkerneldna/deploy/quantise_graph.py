@@ -9,7 +9,7 @@ several pixels.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: axes of a feature map: N, C, H, W
 MAP_RANK = 4
@@ -24,12 +24,15 @@ class Operation:
         weighs (bool): a convolution or a product with a constant matrix.
         inputs (tuple[str, ...]): names of the nodes whose outputs it takes.
         rank (int, optional): axes of its output; None where it is not known.
+        carries (bool, optional): whether the runtime computes it in int8, so that quantised numbers pass through it. By default
+            it does if its output is a feature map.
     """
 
     name: str
     weighs: bool
     inputs: tuple[str, ...]
     rank: int | None
+    carries: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,22 @@ class Selection:
         layers: convolutions and matrix products.
         between: what is quantised with them.
         rest: what stays float.
-        feeds: layer -> the layers whose outputs get to it without another one in between.
+        feeds: layer, one that stays float too -> the layers whose outputs get to it without another one in between.
+        last: layers whose outputs only float operations take, as boxes, scores and logits are.
     """
 
     layers: tuple[str, ...]
     between: tuple[str, ...]
     rest: tuple[str, ...]
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    last: tuple[str, ...] = ()
 
     def without(self, names: Iterable[str]) -> 'Selection':
         """Some layers stay float."""
         left_out = set(names)
         layers = tuple(name for name in self.layers if name not in left_out)
         rest = self.rest + tuple(name for name in self.layers if name in left_out)
-        return Selection(layers, self.between, rest, self.feeds)
+        return replace(self, layers=layers, rest=rest)
 
 
 def select(operations: Sequence[Operation]) -> Selection:
@@ -68,12 +73,18 @@ def select(operations: Sequence[Operation]) -> Selection:
     between = [
         operation.name
         for operation in operations
-        if not operation.weighs and operation.rank == MAP_RANK and operation.name in behind and operation.name in before
+        if not operation.weighs and _carries(operation) and operation.name in behind and operation.name in before
     ]
     known = {*layers, *between}
     rest = tuple(operation.name for operation in operations if operation.name not in known)
     feeds = {name: tuple(_nearest(name, takes, set(layers))) for name in layers}
-    return Selection(tuple(layers), tuple(between), rest, feeds)
+    through = {name: gives[name] for name in between}
+    last = [name for name in layers if not _reached([name], {**through, name: gives[name]}) & set(layers)]
+    return Selection(tuple(layers), tuple(between), rest, feeds, tuple(last))
+
+
+def _carries(operation: Operation) -> bool:
+    return operation.rank == MAP_RANK if operation.carries is None else operation.carries
 
 
 def _nearest(name: str, takes: Mapping[str, Sequence[str]], layers: set[str]) -> set[str]:

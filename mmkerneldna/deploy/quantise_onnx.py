@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from mmengine.logging import print_log
 
+from .bias_correction import channel_axis, correct_biases
+from .onnx_values import layer_outputs_onnx
 from .quantise_graph import Operation, Selection, select
 from .runtimes import require
 
@@ -19,6 +21,10 @@ BETWEEN = (
     *('Relu', 'Clip', 'Sigmoid', 'LeakyRelu'),
 )
 LAYERS = ('Conv', 'MatMul', 'Gemm')
+#: share of a net's multiply-accumulates that its last layers may have to stay float
+CHEAP = 0.02
+#: images that biases are corrected on; some feature maps of all of them are in memory at once
+CORRECTED_ON = 16
 
 
 def read_selection(path: Path) -> Selection:
@@ -30,17 +36,45 @@ def read_selection(path: Path) -> Selection:
     constants = {tensor.name for tensor in graph.initializer}
     maker = {output: node for node in graph.node for output in node.output}
     constants |= {name for name, node in maker.items() if node.op_type == 'Constant'}
-    return select(
-        [
-            Operation(
-                node.name,
-                node.op_type in LAYERS and any(name in constants for name in node.input[1:2]),
-                tuple(maker[name].name for name in node.input if name in maker),
-                ranks.get(node.output[0]),
-            )
-            for node in graph.node
-        ]
-    )
+    weighs = {node.name: node.op_type in LAYERS and any(name in constants for name in node.input[1:2]) for node in graph.node}
+    operations = []
+    for node in graph.node:
+        inputs = tuple(maker[name].name for name in node.input if name in maker)
+        # a ReLU behind a layer is part of it, else half of the layer's steps would be spent on what the ReLU takes away
+        fused = node.op_type == 'Relu' and weighs[inputs[0]] if inputs else False
+        carries = True if fused else None if node.op_type in BETWEEN else False
+        operations.append(Operation(node.name, weighs[node.name], inputs, ranks.get(node.output[0]), carries))
+    return select(operations)
+
+
+def cheap_last_layers(path: Path, selection: Selection, images: np.ndarray) -> list[str]:
+    """Last layers that stay float.
+
+    onnxruntime has int8 kernels only for layers whose output is rounded to 256 steps too. That hurts where the output is the
+    result, boxes most of all, and saves nothing worth having where a layer is small.
+
+    Args:
+        path: of the float file.
+        selection: of that file.
+        images: (N, 3, H, W), to see how large outputs are.
+
+    Returns:
+        list: names, the cheapest first, as many as have :data:`CHEAP` of all multiply-accumulates.
+    """
+    onnx = require('onnx')
+    graph = onnx.load(str(path)).graph
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    outputs = layer_outputs_onnx(path, selection.layers, images)
+    positions = {name: values.size // values.shape[channel_axis(values)] for name, values in outputs.items()}
+    costs = {node.name: positions[node.name] * sizes.get(node.input[1], 0) for node in graph.node if node.name in positions}
+    left = CHEAP * sum(costs.values())
+    found = []
+    for name in sorted(selection.last, key=costs.__getitem__):
+        left -= costs[name]
+        if left < 0:
+            break
+        found.append(name)
+    return found
 
 
 def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selection: Selection, full_range: bool = True) -> None:
@@ -56,7 +90,7 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
     tools = importlib.import_module('onnxruntime.quantization')
     model = onnx.load(str(path))
     types = {node.name: node.op_type for node in model.graph.node}
-    nodes = [*selection.layers, *(name for name in selection.between if types[name] in BETWEEN)]
+    nodes = [*selection.layers, *selection.between]
     with tempfile.TemporaryDirectory() as folder, _advice_in_the_log(Path(str(tools.__file__)).parent):
         inferred = Path(folder, 'inferred.onnx')
         onnx.shape_inference.infer_shapes_path(str(path), str(inferred))
@@ -72,7 +106,10 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             calibrate_method=tools.CalibrationMethod.MinMax,
+            # the mean of each image's range, not the range of all: rare values are clipped, and steps get finer
+            extra_options=dict(CalibMovingAverage=True),
         )
+    correct_biases(path, out, tuple(selection.feeds), batches[:CORRECTED_ON])
 
 
 @contextlib.contextmanager
@@ -93,27 +130,6 @@ def _advice_in_the_log(package: Path) -> Iterator[None]:
     finally:
         root.removeHandler(silent)
         root.removeFilter(elsewhere)
-
-
-def layer_outputs_onnx(path: Path, layers: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
-    """What each layer of a file puts out for one batch.
-
-    Args:
-        path: of an ONNX file, quantised or not.
-        layers: names of nodes.
-        images: (N, 3, H, W).
-
-    Returns:
-        dict: name of a layer -> output. Layers that the file has no more are left out.
-    """
-    onnx, runtime = require('onnx'), require('onnxruntime')
-    model = onnx.load(str(path))
-    wanted = {node.name: node.output[0] for node in model.graph.node if node.name in set(layers)}
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted.values() if name not in known)
-    session = runtime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
-    values = session.run(list(wanted.values()), {session.get_inputs()[0].name: images})
-    return dict(zip(wanted, values))
 
 
 def _reader(tools, name: str) -> type:

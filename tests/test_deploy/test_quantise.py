@@ -1,5 +1,7 @@
 """int8 files: what is quantised, against graphs drawn by hand; what it does to outputs, against the float file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,7 @@ def test_feature_maps_between_layers_are_quantised():
         'body': {'stem'},
         'head': {'stem', 'body'},
     }
+    assert found.last == ('head',)
 
 
 def test_boxes_between_two_stages_stay_float():
@@ -50,6 +53,15 @@ def test_boxes_between_two_stages_stay_float():
         graph('stem y 4', 'rpn y 4 stem', 'decode n 3 rpn', 'nms n ? decode', 'roi n 4 stem nms', 'fc y 2 roi', 'boxes n 2 fc')
     )
     assert found.between == ('roi',) and found.rest == ('decode', 'nms', 'boxes')
+    assert found.last == ('rpn', 'fc')
+
+
+def test_what_the_runtime_computes_in_int8_goes_before_the_rank():
+    lines = graph('a y 4', 'norm n 4 a', 'b y 4 norm', 'relu n 2 b', 'c y 2 relu')
+    kinds = dict(norm=False, relu=True)
+    found = select([replace(line, carries=kinds.get(line.name)) for line in lines])
+    assert found.between == ('relu',) and found.rest == ('norm',)
+    assert found.last == ('a', 'c')  # what follows a is float
 
 
 def test_layers_left_out_move_to_the_rest():
@@ -68,7 +80,8 @@ def files(request, tmp_path_factory):
 
 def test_int8_agrees_and_is_smaller(files):
     path, out, report = files
-    assert report.layers == 4 and report.images == 12 and not report.left_float
+    assert report.last_float == (['/head/Conv'] if out.suffix == '.onnx' else [])
+    assert report.layers + len(report.last_float) == 4 and report.images == 12 and not report.left_float
     assert read_meta(out).dtype == 'int8' and read_meta(out).classes == read_meta(path).classes
     images = np.stack(arrays(4, seed=5))
     found, wanted = (FileRunner(file)(images)['labels_map'] for file in (out, path))
@@ -110,7 +123,7 @@ def test_layers_that_hurt_stay_float(files, tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_write', write)
     out = tmp_path / f'kept{path.suffix}'
     report = quantise(path, out, arrays(10), 0.5, lambda file: 50.0 if file == path or worst not in written[-1] else 40.0)
-    assert report.left_float == [worst] and report.layers == len(layers) - 1
+    assert report.left_float == [worst] and report.layers == len(layers) - 1 - len(report.last_float)
     assert (report.float_score, report.score) == (50.0, 50.0) and report.trials == [(0, 40.0), (1, 50.0)]
     assert f'left float, because it hurts: {worst}' in str(report)
     assert read_meta(out).dtype == 'int8'
