@@ -32,6 +32,7 @@ from mmkerneldna.deploy.end2end.agreement import TOLERANCES
 from mmkerneldna.deploy.end2end.export import FORMATS
 from mmkerneldna.deploy.export import SCOPES, export
 from mmkerneldna.deploy.file_meta import read_meta
+from mmkerneldna.deploy.half import HALF
 from mmkerneldna.deploy.quantise import FEWEST_IMAGES
 from mmkerneldna.deploy.writers import DYNAMIC, SUFFIXES
 from mmkerneldna.errors import UsageError, one_line_errors
@@ -62,7 +63,7 @@ def parse_args():
     )
     parser.add_argument('--size', type=image_size, default=(512, 512), metavar='N|HxW', help='of the example image')
     parser.add_argument('--dynamic', choices=DYNAMIC, default='both', help='what may vary: batch and size, batch, nothing')
-    parser.add_argument('--dtype', choices=list(TOLERANCES), default='fp32', help='with --end2end --format openvino')
+    parser.add_argument('--dtype', choices=list(TOLERANCES), default='fp32', help='with --end2end: openvino; onnx (fp16)')
     parser.add_argument('--images', nargs='+', metavar='FILE', help='check --end2end with these pictures, not the test set')
     parser.add_argument('--check', type=number(1), default=4, metavar='N', help='images of the test set to check with')
     parser.add_argument('--int8', action='store_true', help="--end2end in int8, calibrated on the config's training images")
@@ -86,8 +87,9 @@ def parse_args():
         raise UsageError('--int8 is for --end2end --format onnx or openvino')
     if (args.calib or args.max_drop is not None) and not args.int8:
         raise UsageError('--calib and --max-drop are for --int8: add it, or leave them out')
-    if args.dtype != 'fp32' and (not args.end2end or args.format != 'openvino'):
-        raise UsageError(f'--dtype {args.dtype} is for --end2end --format openvino; --format {args.format} computes in fp32')
+    if args.dtype != 'fp32' and (not args.end2end or args.dtype not in HALF.get(args.format, ())):
+        fits = ' or '.join(kind for kind, dtypes in HALF.items() if args.dtype in dtypes)
+        raise UsageError(f'--dtype {args.dtype} is for --end2end --format {fits}')
     if args.int8 and args.dtype != 'fp32':
         raise UsageError(f'--int8 and --dtype {args.dtype}: what --int8 leaves in float stays fp32, leave one out')
     if args.int8 and args.shared:

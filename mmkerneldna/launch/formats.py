@@ -16,7 +16,7 @@ from ..anatomy import is_exported
 from ..deploy import deploy
 from ..deploy.end2end import EndToEnd, export_whole
 from ..deploy.exported_model import ExportedModel
-from ..deploy.half import openvino_half
+from ..deploy.half import write_half
 from ..deploy.quantise import QuantiseReport, quantise
 from ..deploy.runtimes import RuntimeMissingError
 from ..deploy.writers import SUFFIXES
@@ -58,6 +58,7 @@ FORMATS = {
     'deployed-bf16': Format('torch deployed bf16', dtype='bf16', deployed=True),
     'pt2': Format('torch pt2', 'pt2'),
     'onnx': Format('onnxruntime', 'onnx'),
+    'onnx-fp16': Format('onnxruntime, weights in fp16', 'onnx', 'fp16'),
     'onnx-int8': Format('onnxruntime int8', 'onnx', 'int8'),
     'openvino': Format('OpenVINO', 'openvino'),
     'openvino-bf16': Format('OpenVINO bf16', 'openvino', 'bf16'),
@@ -131,7 +132,7 @@ class FormatMaker:
         elif wanted.dtype == 'int8':
             self.reports[key] = quantise(self.file(str(wanted.file)), path, self._images, self.max_drop, self.score)
         else:
-            openvino_half(self.file('openvino'), path, wanted.dtype)
+            write_half(self.file(str(wanted.file)), path, wanted.dtype)
 
     def _export(self, kind: str, path: Path) -> None:
         classes = class_names(self.cfg, self.checkpoint)

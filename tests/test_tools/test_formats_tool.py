@@ -45,17 +45,18 @@ def rows_of(out):
 
 
 def test_scores_sizes_and_times(trained, shapes, tmp_path, capsys, monkeypatch):
-    formats = ['--formats', 'torch', 'onnx', 'onnx-int8', 'openvino-bf16', 'openvino-fp16']
+    formats = ['--formats', 'torch', 'onnx', 'onnx-fp16', 'onnx-int8', 'openvino-bf16', 'openvino-fp16']
     monkeypatch.setattr('mmkerneldna.deploy.half.capabilities', lambda openvino: ['FP32', 'INT8'])
     assert run(trained, shapes, tmp_path, *formats, '--calib', '10', '--batch', '1', '2') == 0
     rows = rows_of(tmp_path)
     assert list(rows) == formats[1:]
-    for key in ('onnx', 'openvino-fp16'):
+    for key in ('onnx', 'onnx-fp16', 'openvino-fp16'):
         assert rows[key]['miou'] == pytest.approx(rows['torch']['miou'], abs=0.5)
         assert rows[key]['score_change'] == pytest.approx(rows[key]['miou'] - rows['torch']['miou'])
     for row in (row for key, row in rows.items() if key != 'openvino-bf16'):
         assert min(row['b1_ms'], row['b2_ms'], row['file_mb'], row['miou']) > 0 and row['note'] is None
         assert row['b2_ratio'] == row['b2_ms'] / rows['torch']['b2_ms']
+    assert rows['onnx-fp16']['file_mb'] < 0.6 * rows['onnx']['file_mb']
     assert rows['onnx-int8']['file_mb'] < rows['onnx']['file_mb'] and (tmp_path / 'onnx-int8.onnx').is_file()
     failed = rows['openvino-bf16']
     assert 'this CPU computes no bf16 (OpenVINO lists FP32, INT8): take fp16' in failed['note'] and 'b1_ms' not in failed

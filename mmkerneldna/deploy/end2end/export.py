@@ -12,11 +12,11 @@ from ...anatomy import is_whole, task_of
 from ..deployment import lean_copy
 from ..export_error import ExportError
 from ..file_meta import FileMeta, read_meta, write_meta
-from ..half import check_precision, openvino_half
+from ..half import HALF, check_precision, write_half
 from ..runners import FileRunner
 from ..traceable import with_matrix_pools
 from ..writers import DYNAMIC, LEAST_SIDE, OPSET, SUFFIXES, whole_files_only, write
-from .agreement import TOLERANCES, Agreement
+from .agreement import Agreement
 from .check import check, predict
 from .detector import WholeDetector
 from .operators import OnnxOperators, register_symbolics
@@ -38,7 +38,7 @@ class EndToEnd:
         config (str): name of the config, for the metadata.
         classes (list): their names, in the order of the labels.
         images (sequence): (3, H, W) uint8 BGR, to check with; generated ones if there are none.
-        dtype (str): ``'fp32'``; ``'bf16'`` or ``'fp16'`` for OpenVINO.
+        dtype (str): ``'fp32'``; ``'bf16'`` or ``'fp16'`` for OpenVINO, ``'fp16'`` for ONNX (see :mod:`..half`).
         shared (bool): the file holds shared kernels once, see :func:`mmkerneldna.deploy.deploy`.
     """
 
@@ -58,10 +58,8 @@ class EndToEnd:
             raise ExportError(
                 f'format={self.file_format!r} must be one of {FORMATS}, dynamic={self.dynamic!r} one of {DYNAMIC}'
             )
-        if self.dtype not in TOLERANCES or (self.dtype != 'fp32' and self.file_format != 'openvino'):
-            raise ExportError(
-                f'dtype={self.dtype!r} of format {self.file_format}: {", ".join(TOLERANCES)} are for openvino, fp32 for all'
-            )
+        if self.dtype not in ('fp32', *HALF.get(self.file_format, ())):
+            raise ExportError(f'dtype={self.dtype!r} of format {self.file_format}: fp32 is for all, in half precision {HALF}')
         if self.path.suffix != SUFFIXES[self.file_format]:
             raise ExportError(
                 f'{self.path.name}: a file of format {self.file_format} has a name that ends in {SUFFIXES[self.file_format]}'
@@ -96,7 +94,7 @@ def export_whole(model: nn.Module, wanted: EndToEnd) -> tuple[FileMeta, Agreemen
         write(whole, _example(wanted), unchecked, wanted.file_format, wanted.dynamic, meta.outputs)
         write_meta(unchecked, meta)
         if wanted.dtype != 'fp32':
-            openvino_half(unchecked, unchecked, wanted.dtype)
+            write_half(unchecked, unchecked, wanted.dtype)
         agreement = check(model, FileRunner(unchecked), batches(images, wanted, multiple), bool(wanted.images))
     return read_meta(wanted.path), agreement
 
