@@ -11,7 +11,7 @@ from torch import nn
 from ..torch_internals import compiler_errors
 from .cuda_graphs import graphed
 from .probe import device_of
-from .regions import Region, guarded, regions
+from .regions import Guarded, Region, regions
 
 #: sizes kept by default
 MAX_SIZES = 8
@@ -37,7 +37,7 @@ def speed_up(model: nn.Module, compile: bool | str, cuda_graph: bool | int) -> n
             region.replace(partial(graphed, max_sizes=sizes, device=device))
         # post-processing (NMS, RoIAlign) wants fp32; a bare backbone returns what it was deployed in
         out = dtype if region.whole else torch.float32
-        region.replace(partial(guarded, device=device, dtype=dtype, out_dtype=out))
+        region.replace(partial(Guarded, device=device, dtype=dtype, out_dtype=out))
     return model
 
 

@@ -52,25 +52,33 @@ def regions_without_gates(model: nn.Module) -> Iterator[Region]:
             yield region
 
 
-def guarded(function: Callable, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype) -> Callable:
-    """``function`` without gradients, on tensors of the model's device and dtype.
+class Guarded:
+    """A function without gradients, on tensors of the model's device and dtype.
+
+    An object rather than a closure: it can be pickled, and in a deep copy of the model the function is the copy's.
+
+    Args:
+        function: a method of the model, or what stands in its place.
+        device, dtype: of the tensors it takes.
+        out_dtype: of the floating tensors it returns.
 
     Raises (when called):
         ValueError: an input on another device.
     """
 
-    def enter(x):
-        if not isinstance(x, Tensor):
-            return x
-        if x.device != device:
-            raise ValueError(f'the deployed model is on {device}, its input on {x.device}; move the input')
-        return x.to(dtype) if x.is_floating_point() else x
-
-    def leave(x):
-        return x.to(out_dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+    def __init__(self, function: Callable, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+        self.function, self.device, self.dtype, self.out_dtype = function, device, dtype, out_dtype
 
     @torch.no_grad()
-    def call(*args, **kwargs):
-        return tree_map(leave, function(*tree_map(enter, args), **tree_map(enter, kwargs)))
+    def __call__(self, *args, **kwargs):
+        return tree_map(self._leave, self.function(*tree_map(self._enter, args), **tree_map(self._enter, kwargs)))
 
-    return call
+    def _enter(self, x):
+        if not isinstance(x, Tensor):
+            return x
+        if x.device != self.device:
+            raise ValueError(f'the deployed model is on {self.device}, its input on {x.device}; move the input')
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def _leave(self, x):
+        return x.to(self.out_dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
