@@ -92,8 +92,6 @@ def parse_args():
         raise UsageError(f'--dtype {args.dtype} is for --end2end --format {fits}')
     if args.int8 and args.dtype != 'fp32':
         raise UsageError(f'--int8 and --dtype {args.dtype}: what --int8 leaves in float stays fp32, leave one out')
-    if args.int8 and args.shared:
-        raise UsageError('--int8 and --shared: every convolution gets a quantised kernel of its own, leave one out')
     if args.images and not args.end2end:
         raise UsageError('--images are for the check of --end2end: add it, or leave them out')
     return args

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from .bias_correction import channel_axis, correct_biases
-from .onnx_values import layer_outputs_onnx
+from .onnx_values import each_layer_outputs, layer_outputs_onnx
 from .quantise_graph import Operation, Selection, select
 from .runtimes import require
 
@@ -106,10 +106,16 @@ def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selectio
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             calibrate_method=tools.CalibrationMethod.MinMax,
-            # the mean of each image's range, not the range of all: rare values are clipped, and steps get finer
-            extra_options=dict(CalibMovingAverage=True),
+            # the mean of each image's range, not the range of all: rare values are clipped, and steps get finer. The range of
+            # nothing is infinite, and so would be the mean
+            extra_options=dict(CalibMovingAverage=_never_empty(path, selection.layers, batches)),
         )
     correct_biases(path, out, tuple(selection.feeds), batches[:CORRECTED_ON])
+
+
+def _never_empty(path: Path, layers: Sequence[str], batches: Sequence[np.ndarray]) -> bool:
+    """Whether each layer has something to do in each batch; one behind boxes has not where none was proposed."""
+    return all(values.size for outputs in each_layer_outputs(path, layers, batches) for values in outputs.values())
 
 
 @contextlib.contextmanager

@@ -158,3 +158,31 @@ def test_ranges_are_the_mean_of_the_images(tmp_path):
     reader = next(node for node in model.graph.node if node.op_type == 'QuantizeLinear' and node.input[0] == body.output[0])
     scale = next(onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == reader.input[1])
     assert scale == pytest.approx(np.mean([output.max() for output in outputs]) / 255, rel=1e-3)
+
+
+class Proposals(nn.Module):
+    """Rows of the bright positions only go through a product: none in a dark image."""
+
+    outputs = ('labels_map',)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 8)
+
+    def forward(self, images):
+        x = F.relu(self.body((images.float() - 127.5) / 64))
+        rows = x.flatten(2)[0].t()[images[0, 0, ::2, ::2].float().flatten() > 100]
+        return F.interpolate(x + self.fc(rows).sum(0)[None, :, None, None], scale_factor=2.0).argmax(1)
+
+
+def test_images_without_boxes(tmp_path):
+    path, out = write_file(tmp_path / 'float.onnx', Proposals(), size=(16, 24), batch=1), tmp_path / 'int8.onnx'
+    images = [*arrays(11), np.zeros((3, 16, 24), np.uint8)]
+    assert not layer_outputs_onnx(path, ['/fc/Gemm'], images[-1][None])['/fc/Gemm'].size
+    assert quantise(path, out, images).layers == 2
+    scales = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(out)).graph.initializer]
+    assert all(np.isfinite(scale).all() for scale in scales)
+    found, wanted = (means(file, ['/fc/Gemm'], [image[None] for image in images[:11]])['/fc/Gemm'] for file in (out, path))
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert agreement(path, out) > 0.9

@@ -7,10 +7,13 @@ import pytest
 import torch
 from helpers import assert_same, times_in
 from test_shared import half_resnet18, whole
+from tiny_files import arrays
+from torch import nn
 
 from mmkerneldna.deploy import deploy, lean_copy
 from mmkerneldna.deploy.end2end import EndToEnd, export_whole
 from mmkerneldna.deploy.export import export
+from mmkerneldna.deploy.quantise import quantise
 
 
 def unique_bytes(model):
@@ -39,6 +42,26 @@ def test_a_whole_segmenter_in_a_file(tmp_path):
     export_whole(model, EndToEnd(path, 'onnx', (32, 48), 'none', shared=True))  # compares it with torch
     del model.auxiliary_head  # not in the file
     assert path.stat().st_size == pytest.approx(unique_bytes(model), rel=0.1)
+
+
+@pytest.mark.parametrize('file_format, suffix', [('onnx', '.onnx'), ('openvino', '.xml')])
+def test_int8_files_hold_a_kernel_once(tmp_path, file_format, suffix):
+    """Scales of an int8 kernel are per filter, as a child's factors are: it stays the parent's."""
+    if file_format == 'openvino':
+        pytest.importorskip('nncf')
+    onnx, float_file, out = pytest.importorskip('onnx'), tmp_path / f'net{suffix}', tmp_path / f'int8{suffix}'
+    model = whole('fcn')
+    export_whole(model, EndToEnd(float_file, file_format, (32, 48), 'none', shared=True))
+    assert quantise(float_file, out, arrays(10, (32, 48))).layers > 30
+    del model.auxiliary_head
+    if file_format == 'openvino':  # weights lie in a file of their own
+        assert out.with_suffix('.bin').stat().st_size < 0.3 * unique_bytes(model)
+        return
+    tensors = onnx.load(str(out)).graph.initializer
+    assert sum(len(tensor.raw_data) for tensor in tensors) < 0.35 * unique_bytes(model)
+    kernels = [tensor for tensor in tensors if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4]
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    assert len(kernels) <= len(shared)
 
 
 @pytest.mark.parametrize('shared', [False, True])

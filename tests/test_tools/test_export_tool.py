@@ -134,7 +134,6 @@ def test_a_whole_segmenter_and_the_report_beside_it(trained, tmp_path, capfd, mo
         (['--format', 'onnx', '--end2end', '--dtype', 'bf16'], '--dtype bf16 is for --end2end --format openvino'),
         (['--format', 'onnx', '--dtype', 'fp16'], '--dtype fp16 is for --end2end --format openvino or onnx'),
         (['--format', 'pt2', '--end2end', '--dtype', 'fp16'], '--dtype fp16 is for --end2end --format openvino or onnx'),
-        (['--format', 'onnx', '--end2end', '--int8', '--shared'], '--int8 and --shared: every convolution gets a quantised'),
         (['--format', 'onnx', '--images', 'x.png'], '--images are for the check of --end2end'),
         (['--format', 'onnx', '--end2end', '--images', 'x.png'], '--images x.png does not exist'),
         (['--format', 'onnx', '--out', 'net.pt2'], 'the name of a file of --format onnx ends in .onnx'),
