@@ -5,6 +5,7 @@
     python tools/benchmark_deploy.py backbone --depth 50 --size 224 512 --backends direct torch onednn onnxruntime openvino auto
     python tools/benchmark_deploy.py parts --model faster --size 320x544
     python tools/benchmark_deploy.py shared --size 224
+    python tools/benchmark_deploy.py winograd --rounds 10
 
 Every row is a ratio to a named baseline in one process: calls take turns, and a ratio is the median over rounds of the ratio
 within a round, so that a machine that is slow for a while is slow for both. --clock cpu counts the process's own CPU time
@@ -14,6 +15,7 @@ Weights are random. So that Faster R-CNNs do equal work end to end, the values o
 made-up ones in all of them: --proposals boxes per image reach the second stage (see mmkerneldna.measure.fixed_proposals).
 
 The backend 'direct' is torch without Winograd's filtering of 3x3 convolutions (deploy(winograd=False)).
+winograd compares the two ways layer by layer: 3x3 convolutions of backbones, pyramids and heads, whatever would be taken.
 
 shared is a ResNet-18 whose children, without spatial scales, leave half of the parameters: deploy(shared=True) and without.
 """
@@ -40,8 +42,10 @@ from mmkerneldna._quiet import quiet_warnings
 from mmkerneldna.backbones import KDNAResNet
 from mmkerneldna.deploy import deploy
 from mmkerneldna.deploy.backends import BACKENDS
+from mmkerneldna.deploy.packed import PackedConv2d
 from mmkerneldna.deploy.packing import packed_weight_bytes
 from mmkerneldna.deploy.probe import run_parts
+from mmkerneldna.deploy.winograd import winograd_conv, winograd_kernel
 from mmkerneldna.errors import one_line_errors
 from mmkerneldna.launch.arguments import add_device_argument, add_verbose_argument, image_size, number
 from mmkerneldna.measure.clock import Sample, disturbance
@@ -53,6 +57,13 @@ from mmkerneldna.measure.workload import Workload, inference_call, train_call
 from mmkerneldna.sharing import share_kernels
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+#: C_in, C_out, and the batch and side of the map, of 3x3 convolutions
+LAYERS = [
+    (64, 64, 1, 56), (128, 128, 1, 28), (256, 256, 1, 14), (512, 512, 1, 7),  # ResNet at 224
+    (128, 128, 1, 64), (256, 256, 1, 32), (512, 512, 1, 16),  # at 512
+    (256, 256, 1, 128), (256, 256, 100, 14),  # pyramid, mask head on 100 boxes
+    (512, 512, 1, 64), (512, 512, 1, 128), (2048, 512, 1, 128), (4096, 512, 1, 16),  # UPerNet
+]  # fmt: skip
 #: torch without Winograd's filtering
 DIRECT = 'direct'
 MODES = {'false': False, 'true': True, 'dynamic': 'dynamic'}
@@ -72,10 +83,13 @@ PARTS = dict(
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['backbone', 'train', 'parts', 'shared'])
+    parser.add_argument('what', choices=['backbone', 'train', 'parts', 'shared', 'winograd'])
     parser.add_argument('--depth', type=int, nargs='+', default=[50, 18])
     parser.add_argument('--model', choices=list(PARTS), default='faster', help='of parts')
     parser.add_argument('--proposals', type=number(1), default=1000, help='per image, of Faster R-CNN end to end')
+    parser.add_argument(
+        '--layer', type=number(1), nargs=4, action='append', metavar=('IN', 'OUT', 'BATCH', 'SIDE'), help='of winograd'
+    )
     parser.add_argument('--batch', type=number(1), nargs='+', default=[1])
     parser.add_argument('--size', type=image_size, nargs='+', default=[(224, 224)], metavar='N|HxW')
     parser.add_argument('--modes', nargs='+', choices=list(MODES), default=['false'], help='compile=')
@@ -194,6 +208,19 @@ def shared(depth: int, batch: int, size, args) -> None:
         )
 
 
+def winograd(args) -> None:
+    """3x3 convolutions, the window summed directly and filtered."""
+    calls, baselines = {}, {}
+    for c_in, c_out, batch, side in args.layer or LAYERS:
+        conv = nn.Conv2d(c_in, c_out, 3, padding=1).requires_grad_(False)
+        x = torch.randn(batch, c_in, side, side).to(memory_format=torch.channels_last)
+        name, kernel = f'{c_in} -> {c_out}, {batch} x {side}x{side}', winograd_kernel(conv.weight)
+        calls[f'{name}, direct'] = _without_gradients(partial(PackedConv2d(conv, winograd=False), x))
+        calls[f'{name}, filtered'] = _without_gradients(partial(winograd_conv, x, kernel, conv.padding))
+        baselines[f'{name}, filtered'] = [f'{name}, direct']
+    show('3x3 convolutions, fp32', measure(calls, args), baselines, args)
+
+
 def file_bytes(model: nn.Module) -> int:
     """Of the file that torch saves the weights in."""
     file = io.BytesIO()
@@ -281,6 +308,8 @@ def _without_gradients(call: Callable) -> Callable:
 def run(size, args) -> None:
     if args.what == 'parts':
         return parts(size, args)
+    if args.what == 'winograd':
+        return winograd(args)
     for depth in [18] if args.what == 'shared' else args.depth:
         for batch in args.batch:
             dict(backbone=backbone, train=train, shared=shared)[args.what](depth, batch, size, args)

@@ -65,6 +65,16 @@ def test_kernels_that_stay_shared(monkeypatch, capsys):
     assert shared and all(0.4 < float(ratio) < 0.65 for ratio in shared.groups())
 
 
+def test_convolutions_directly_and_filtered(capsys):
+    layers = [(5, 6, 1, 9), (6, 5, 2, 8)]
+    asked = [arg for layer in layers for arg in ('--layer', *map(str, layer))]
+    assert run_tool('benchmark_deploy.py', ['winograd', *TINY, *asked]) == 0
+    printed = capsys.readouterr().out
+    for c_in, c_out, batch, side in layers:
+        name = f'{c_in} -> {c_out}, {batch} x {side}x{side}'
+        assert re.search(f'│ {name}, direct +│', printed) and re.search(f'│ {name}, filtered +│.*x {name}, direct', printed)
+
+
 def test_a_row_per_backend(monkeypatch, capsys):
     narrow(monkeypatch, mmkerneldna.backbones, 'KDNAResNet')
     # backends have tests of their own, and compiling takes seconds
