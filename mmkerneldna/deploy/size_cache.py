@@ -78,6 +78,10 @@ class SizeCache:
         self.captured.move_to_end(key)
         return self.captured[key].run(*args)
 
+    def __getstate__(self) -> dict:
+        # what is captured belongs to this process, and to the weights of this model
+        return dict(vars(self), captured=OrderedDict(), _asked=Counter())
+
     @property
     def nbytes(self) -> int:
         """Memory of all captured sizes."""

@@ -24,11 +24,19 @@ def tensors(outputs):
     return [output for output in outputs if torch.is_tensor(output)]
 
 
-@pytest.fixture(scope='module', params=['resnet', 'fcn', 'faster'])
+@pytest.fixture(
+    scope='module',
+    params=[('resnet', 'torch'), ('fcn', 'torch'), ('faster', 'torch'), ('resnet', 'onednn'), ('faster', 'onnxruntime')],
+    ids='-'.join,
+)
 def deployed(request):
-    """A deployed model, its convolutions packed and fused, and what runs it."""
-    model = half_resnet18() if request.param == 'resnet' else small_model(request.param)
-    return deploy(model, shared=True), make_probe(model, torch.randn(1, 3, 64, 64))
+    """A deployed model, its convolutions packed and fused or in another runtime, and what runs it."""
+    name, backend = request.param
+    if backend == 'onnxruntime':
+        pytest.importorskip('onnx')
+        pytest.importorskip('onnxruntime')
+    model = half_resnet18() if name == 'resnet' else small_model(name)
+    return deploy(model, shared=True, backend=backend), make_probe(model, torch.randn(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, through_a_file])
