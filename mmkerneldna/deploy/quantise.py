@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 
 from ..errors import KernelDNAError
 from . import quantise_onnx, quantise_openvino
+from .bias_correction import channel_axis
 from .file_meta import FileMeta, kind_of, read_meta, write_meta
 from .onnx_values import layer_outputs_onnx
 from .quantise_graph import Selection
@@ -24,10 +25,13 @@ from .writers import whole_files_only
 FEWEST_IMAGES = 10
 #: images on which layers are ranked
 RANKED_ON = 2
+#: share of a net's multiply-accumulates that its last layers may have to stay float
+CHEAP = 0.02
 
 _READ: dict[str, Callable[[Path], Selection]] = dict(
     onnx=quantise_onnx.read_selection, openvino=quantise_openvino.read_selection
 )
+_SIZES = dict(onnx=quantise_onnx.kernel_sizes_onnx, openvino=quantise_openvino.kernel_sizes_openvino)
 _OUTPUTS = dict(onnx=layer_outputs_onnx, openvino=quantise_openvino.layer_outputs_openvino)
 
 
@@ -44,7 +48,7 @@ class QuantiseReport:
         images (int): calibrated on.
         layers (int): convolutions and matrix products in int8.
         last_float (list[str]): last layers that stay float because they cost next to nothing, see
-            :func:`.quantise_onnx.cheap_last_layers`.
+            :func:`cheap_last_layers`.
         left_float (list[str]): layers that stay float because they hurt; the worst first.
         float_score, score (float, optional): of the float file and of the new one, where they were asked for.
         trials (list[tuple[int, float]]): how many layers were left float, and the score with that.
@@ -101,7 +105,7 @@ def quantise(
     selection = _READ[kind](path)
     if not selection.layers:
         raise QuantiseError(f'{path} has no convolution and no matrix product: there is nothing to quantise')
-    last = quantise_onnx.cheap_last_layers(path, selection, batches[0]) if kind == 'onnx' else []
+    last = cheap_last_layers(path, kind, selection, batches[0])
     selection = selection.without(last)
     with whole_files_only(out) as draft:
         report = QuantiseReport(str(out), len(images), 0, last)
@@ -119,6 +123,33 @@ def quantise(
         report.layers = len(selection.layers) - len(report.left_float)
     print_log(str(report), logger='current')
     return report
+
+
+def cheap_last_layers(path: Path, kind: str, selection: Selection, images: np.ndarray) -> list[str]:
+    """Last layers that stay float.
+
+    Their outputs are results, boxes most of all, and they save nothing worth having where they are small. (onnxruntime has int8
+    kernels only for layers whose output is rounded to 256 steps too.)
+
+    Args:
+        path: of the float file.
+        kind: of that file.
+        selection: what may be quantised.
+        images: (N, 3, H, W), to see how large outputs are.
+
+    Returns:
+        list: names, the cheapest first, as many as have :data:`CHEAP` of all multiply-accumulates.
+    """
+    outputs, sizes = _OUTPUTS[kind](path, selection.layers, images), _SIZES[kind](path, set(selection.layers))
+    costs = {name: values.size // values.shape[channel_axis(values)] * sizes[name] for name, values in outputs.items()}
+    left = CHEAP * sum(costs.values())
+    found = []
+    for name in sorted(selection.last, key=costs.__getitem__):
+        left -= costs[name]
+        if left < 0:
+            break
+        found.append(name)
+    return found
 
 
 def _check(path: Path, out: Path, meta: FileMeta, images: Sequence[np.ndarray], max_drop, score) -> str:

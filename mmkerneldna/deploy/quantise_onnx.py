@@ -4,14 +4,14 @@ import contextlib
 import importlib
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from mmengine.logging import print_log
 
-from .bias_correction import channel_axis, correct_biases
-from .onnx_values import each_layer_outputs, layer_outputs_onnx
+from .bias_correction import correct_biases
+from .onnx_values import each_layer_outputs
 from .quantise_graph import Operation, Selection, select
 from .runtimes import require
 
@@ -21,8 +21,6 @@ BETWEEN = (
     *('Relu', 'Clip', 'Sigmoid', 'LeakyRelu'),
 )
 LAYERS = ('Conv', 'MatMul', 'Gemm')
-#: share of a net's multiply-accumulates that its last layers may have to stay float
-CHEAP = 0.02
 #: images that biases are corrected on; some feature maps of all of them are in memory at once
 CORRECTED_ON = 16
 
@@ -47,34 +45,11 @@ def read_selection(path: Path) -> Selection:
     return select(operations)
 
 
-def cheap_last_layers(path: Path, selection: Selection, images: np.ndarray) -> list[str]:
-    """Last layers that stay float.
-
-    onnxruntime has int8 kernels only for layers whose output is rounded to 256 steps too. That hurts where the output is the
-    result, boxes most of all, and saves nothing worth having where a layer is small.
-
-    Args:
-        path: of the float file.
-        selection: of that file.
-        images: (N, 3, H, W), to see how large outputs are.
-
-    Returns:
-        list: names, the cheapest first, as many as have :data:`CHEAP` of all multiply-accumulates.
-    """
-    onnx = require('onnx')
-    graph = onnx.load(str(path)).graph
+def kernel_sizes_onnx(path: Path, layers: Collection[str]) -> dict[str, int]:
+    """Layer of an ONNX file -> elements of its kernel or matrix."""
+    graph = require('onnx').load(str(path)).graph
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
-    outputs = layer_outputs_onnx(path, selection.layers, images)
-    positions = {name: values.size // values.shape[channel_axis(values)] for name, values in outputs.items()}
-    costs = {node.name: positions[node.name] * sizes.get(node.input[1], 0) for node in graph.node if node.name in positions}
-    left = CHEAP * sum(costs.values())
-    found = []
-    for name in sorted(selection.last, key=costs.__getitem__):
-        left -= costs[name]
-        if left < 0:
-            break
-        found.append(name)
-    return found
+    return {node.name: sizes.get(node.input[1], 0) for node in graph.node if node.name in layers}
 
 
 def quantise_onnx(path: Path, out: Path, batches: Sequence[np.ndarray], selection: Selection, full_range: bool = True) -> None:
