@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .onnx_values import Pieces, each_layer_outputs
-from .quantise_graph import MAP_RANK
+from .quantise_graph import channel_axis
 from .runtimes import require
 
 
@@ -47,11 +47,6 @@ def correct_biases(path: Path, quantised: Path, layers: Sequence[str], batches: 
                 shape = [-1 if axis == channel_axis(values) else 1 for axis in range(values.ndim)]
                 np.add(values, added.reshape(shape), out=values)
     onnx.save(model, str(quantised))
-
-
-def channel_axis(values: np.ndarray) -> int:
-    """Axis of a layer's channels: the second of a feature map, the last of rows."""
-    return 1 if values.ndim == MAP_RANK else values.ndim - 1
 
 
 @dataclass

@@ -15,10 +15,9 @@ from mmengine.logging import print_log
 
 from ..errors import KernelDNAError
 from . import quantise_onnx, quantise_openvino
-from .bias_correction import channel_axis
 from .file_meta import FileMeta, kind_of, read_meta, write_meta
 from .onnx_values import layer_outputs_onnx
-from .quantise_graph import Selection
+from .quantise_graph import Selection, channel_axis
 from .writers import whole_files_only
 
 #: fewer images do not show what the activations of a net look like

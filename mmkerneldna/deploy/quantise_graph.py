@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 #: axes of a feature map: N, C, H, W
 MAP_RANK = 4
 
@@ -81,6 +83,11 @@ def select(operations: Sequence[Operation]) -> Selection:
     through = {name: gives[name] for name in between}
     last = [name for name in layers if not _reached([name], {**through, name: gives[name]}) & set(layers)]
     return Selection(tuple(layers), tuple(between), rest, feeds, tuple(last))
+
+
+def channel_axis(values: np.ndarray) -> int:
+    """Axis of a layer's channels: the second of a feature map, the last of rows."""
+    return 1 if values.ndim == MAP_RANK else values.ndim - 1
 
 
 def _carries(operation: Operation) -> bool:

@@ -49,7 +49,7 @@ def kernel_sizes_openvino(path: Path, layers: Collection[str]) -> dict[str, int]
 
 
 def layer_outputs_openvino(path: Path, layers: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
-    """As :func:`.quantise_onnx.layer_outputs_onnx`, of an OpenVINO file."""
+    """As :func:`.onnx_values.layer_outputs_onnx`, of an OpenVINO file."""
     openvino = require('openvino')
     model = openvino.Core().read_model(str(path))
     wanted = [node for node in model.get_ordered_ops() if node.get_friendly_name() in set(layers)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..measure.memory import weight_bytes
 from ..torch_internals import onednn_graph
 from .runners import OPENVINO_PRECISIONS
 from .runtimes import require
@@ -60,7 +61,7 @@ class Traced:
     @property
     def nbytes(self) -> int:
         """Memory of its weights, about what a runtime keeps of them."""
-        return sum(t.numel() * t.element_size() for t in (*self.part.parameters(), *self.part.buffers()))
+        return weight_bytes(self.part)
 
     def run(self, session: Run, args: tuple):
         """The function's outputs, in its nesting, computed by a session of :data:`SESSIONS`."""
